@@ -1,0 +1,158 @@
+"""Gathers the work of many callers into batches: bounded, fair to short clips, and fault-isolated.
+
+There is no waiting time to tune: a lone request runs at once, and whatever arrives while the network is busy is the
+next batch. Short and long clips have a lane and a thread each, so that a short clip never waits behind a long file.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from speech.errors import NotReady, QueueFull
+
+LONG_SECONDS = 20.0  # a clip that lasts longer takes the second lane
+MAX_BATCH = 16  # clips
+MAX_BATCH_SECONDS = 80.0  # of a batch, padding included
+SIMILAR = 1.5  # longest over shortest clip of a batch
+
+T, R = TypeVar("T"), TypeVar("R")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Waiting(Generic[T, R]):
+    item: T
+    seconds: float
+    future: "Future[R]" = field(default_factory=Future)
+
+
+class Batcher(Generic[T, R]):
+    """Runs ``run`` on lists of similar items in threads of its own, and hands each caller its own result.
+
+    ``run`` takes a list and gives as many results in the same order. If it raises for a batch, each item is run
+    alone, so that only the one at fault fails.
+    """
+
+    def __init__(self, run: Callable[[list[T]], Sequence[R]], max_queue_seconds: float) -> None:
+        self._run, self._max_queue_seconds = run, max_queue_seconds
+        self._changed = threading.Condition()
+        self._lanes: tuple[deque[_Waiting[T, R]], deque[_Waiting[T, R]]] = (deque(), deque())
+        self._closed = False
+        self._speed = 20.0  # seconds of audio per second, a moving average once batches have run
+        self.restarts = 0  # of worker threads that died
+        self._threads = [
+            threading.Thread(target=self._keep_working, args=(lane,), name=f"batcher-{i}", daemon=True)
+            for i, lane in enumerate(self._lanes)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def queued_seconds(self) -> float:
+        """Seconds of audio that wait to be run."""
+        with self._changed:
+            return self._queued_seconds()
+
+    def check_room(self, seconds: float = 0.0) -> None:
+        """Raise QueueFull if so many seconds of audio find no room; an empty queue has room for any one item."""
+        with self._changed:
+            self._check_room(seconds)
+
+    async def submit(self, item: T, seconds: float) -> R:
+        """The result of one item, in its turn. Cancelling the call takes the item out of the queue.
+
+        Raises:
+            QueueFull: there is no room; NotReady: the batcher was closed; whatever ``run`` raises for this item.
+        """
+        waiting: _Waiting[T, R] = _Waiting(item, seconds)
+        with self._changed:
+            if self._closed:
+                raise NotReady("expected a running service, found one that is stopping")
+            self._check_room(seconds)
+            self._lanes[seconds > LONG_SECONDS].append(waiting)
+            self._changed.notify_all()
+        try:
+            return await asyncio.wrap_future(waiting.future)
+        except asyncio.CancelledError:
+            waiting.future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Finish what was accepted, then end the threads."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _queued_seconds(self) -> float:
+        return sum(w.seconds for lane in self._lanes for w in lane if not w.future.cancelled())
+
+    def _check_room(self, seconds: float) -> None:
+        queued = self._queued_seconds()
+        if queued and queued + seconds > self._max_queue_seconds:
+            raise QueueFull(
+                f"expected at most {self._max_queue_seconds:g} s of audio in the queue, found {queued:.0f} s",
+                retry_after=max(1.0, queued / self._speed),
+            )
+
+    def _keep_working(self, lane: "deque[_Waiting[T, R]]") -> None:
+        while True:
+            try:
+                self._work(lane)
+                return
+            except BaseException:
+                self.restarts += 1
+                log.exception("a batch worker died and was restarted")
+
+    def _work(self, lane: "deque[_Waiting[T, R]]") -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: lane or self._closed)
+                if not lane:
+                    return
+                batch = _take(lane)
+            batch = [w for w in batch if w.future.set_running_or_notify_cancel()]
+            if batch:
+                self._serve(batch)
+
+    def _serve(self, batch: "list[_Waiting[T, R]]") -> None:
+        started = time.perf_counter()
+        try:
+            results = self._run([w.item for w in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].future.set_exception(error)
+            else:
+                for waiting in batch:
+                    self._serve([waiting])
+            return
+        except BaseException as error:
+            for waiting in batch:
+                waiting.future.set_exception(RuntimeError(f"the worker died: {error!r}"))
+            raise
+        speed = sum(w.seconds for w in batch) / max(1e-6, time.perf_counter() - started)
+        self._speed += 0.1 * (speed - self._speed)
+        for waiting, result in zip(batch, results, strict=True):
+            waiting.future.set_result(result)
+
+
+def _take(lane: "deque[_Waiting[T, R]]") -> "list[_Waiting[T, R]]":
+    """Take the oldest item and those of similar length that fit into its batch, oldest first."""
+    batch = [lane.popleft()]
+    shortest = longest = batch[0].seconds
+    for waiting in list(lane):
+        low, high = min(shortest, waiting.seconds), max(longest, waiting.seconds)
+        fits = (len(batch) + 1) * high <= MAX_BATCH_SECONDS and high <= SIMILAR * max(low, 1.0)
+        if fits and len(batch) < MAX_BATCH:
+            lane.remove(waiting)
+            batch.append(waiting)
+            shortest, longest = low, high
+    return batch

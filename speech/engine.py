@@ -1,0 +1,108 @@
+"""What runs the network: one callable on arrays, with ONNX Runtime for serving and Keras as the reference.
+
+An engine takes padded clips and their true lengths and gives each clip's log-probabilities as if it were alone:
+``(frames float32 (batch, frames, 193), n_frames int32 (batch,)) -> float32 (batch, ⌈frames / 2⌉, n_outputs)``.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from speech.errors import ModelError, ModelMismatch
+from speech.model_card import ONNX, WEIGHTS, ModelCard, check_file
+
+Frames = npt.NDArray[np.float32]
+Lengths = npt.NDArray[np.int32]
+Engine = Callable[[Frames, Lengths], npt.NDArray[np.float32]]
+
+log = logging.getLogger(__name__)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_onnx(card: ModelCard, folder: Path, threads: int) -> Engine:
+    """The network in ONNX Runtime (https://onnxruntime.ai), made by ``python -m training.export``.
+
+    Raises:
+        ModelNotFound, ModelMismatch: the exported file is missing or is not the one the card knows.
+        ImportError: onnxruntime is not installed.
+    """
+    import onnxruntime
+
+    file = check_file(card, folder, ONNX)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Idle threads give the core back between two requests instead of spinning.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    built_from = session.get_modelmeta().custom_metadata_map.get("weights_sha256")
+    if built_from != card.sha256.get(WEIGHTS):
+        raise ModelMismatch(
+            f"{ONNX} is stale: the card's weights are {card.sha256.get(WEIGHTS)}, it was exported from {built_from}; "
+            f"run python -m training.export {card.name}"
+        )
+
+    def run(frames: Frames, n_frames: Lengths) -> npt.NDArray[np.float32]:
+        if frames.shape[1] % 2:
+            frames = np.pad(frames, ((0, 0), (0, 1), (0, 0)))
+        return session.run(["log_probs"], {"frames": frames, "n_frames": n_frames})[0]
+
+    return run
+
+
+def load_keras(card: ModelCard, folder: Path, threads: int) -> Engine:
+    """The network in Keras on TensorFlow: the reference, slow to start and to run.
+
+    Raises:
+        ModelNotFound, ModelMismatch: the weights are missing, are not the card's or do not fit.
+        ImportError: TensorFlow is not installed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow
+
+    from speech.model import load_weights_file, masked_log_probs
+
+    if not tensorflow.config.threading.get_intra_op_parallelism_threads():
+        try:
+            tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
+        except RuntimeError:  # already running with its own choice
+            log.debug("TensorFlow runs already, its threads stay as they are")
+    file = check_file(card, folder, WEIGHTS)
+    model = load_weights_file(file, card.rnn_layers, card.rnn_units, card.alphabet.size)
+    return lambda frames, n_frames: masked_log_probs(model, frames, n_frames)
+
+
+LOADERS = {"onnx": load_onnx, "keras": load_keras}
+
+
+def load_engine(card: ModelCard, folder: Path, engine: str = "auto", threads: int = 0) -> tuple[str, Engine]:
+    """(name, engine) of a model; ``auto`` takes ONNX Runtime and falls back to Keras with one line in the log.
+
+    ``threads`` 0 means one for each core that this process may use.
+
+    Raises:
+        ModelError: the model cannot be loaded by the engine that was asked for, or by any.
+    """
+    threads = threads or available_cores()
+    if engine != "auto":
+        return engine, _load(engine, card, folder, threads)
+    try:
+        return "onnx", _load("onnx", card, folder, threads)
+    except ModelError as error:
+        log.warning("falling back to the Keras engine: %s", error)
+        return "keras", _load("keras", card, folder, threads)
+
+
+def _load(engine: str, card: ModelCard, folder: Path, threads: int) -> Engine:
+    try:
+        return LOADERS[engine](card, folder, threads)
+    except ImportError as error:
+        raise ModelMismatch(f"expected the {engine} engine to be installed, found: {error}") from error
