@@ -1,0 +1,181 @@
+"""Recordings and their texts: read, decoded once, cached, and dealt out in batches of similar length."""
+
+import csv
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from tqdm import tqdm
+
+from speech.alphabet import normalise_text
+from speech.audio import SAMPLE_RATE
+from speech.features import FRAME_LENGTH
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One recording and what is said in it; ``text`` as published, ``split`` is train, dev or empty."""
+
+    id: str
+    path: Path
+    text: str
+    corpus: str
+    speaker: str
+    split: str
+
+
+def read_utterances(data: Path) -> list[Utterance]:
+    """Utterances of a manifest (CSV: path, text and perhaps id, corpus, speaker, split) or of a corpus folder.
+
+    A folder holds ``manifest.csv``, or has LJSpeech's layout (``metadata.csv``, ``wavs/``) or LibriSpeech's
+    (``*.trans.txt`` beside ``*.flac``).
+
+    Raises:
+        FileNotFoundError: none of these is there.
+    """
+    if data.is_file():
+        return _from_manifest(data)
+    if (data / "manifest.csv").is_file():
+        return _from_manifest(data / "manifest.csv")
+    if (data / "metadata.csv").is_file():
+        return _from_ljspeech(data)
+    transcripts = sorted(data.rglob("*.trans.txt"))
+    if transcripts:
+        return [utterance for file in transcripts for utterance in _from_librispeech(file)]
+    raise FileNotFoundError(
+        f"expected {data} to be a manifest, or a folder with manifest.csv, metadata.csv or *.trans.txt"
+    )
+
+
+def _from_manifest(file: Path) -> list[Utterance]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        return [
+            Utterance(
+                id=row.get("id") or Path(row["path"]).stem,
+                path=file.parent / row["path"],
+                text=row["text"],
+                corpus=row.get("corpus") or file.parent.name,
+                speaker=row.get("speaker") or "",
+                split=row.get("split") or "",
+            )
+            for row in csv.DictReader(lines)
+        ]
+
+
+def _from_ljspeech(folder: Path) -> list[Utterance]:
+    with (folder / "metadata.csv").open(encoding="utf-8", newline="") as lines:
+        rows = csv.reader(lines, delimiter="|", quoting=csv.QUOTE_NONE)
+        return [Utterance(r[0], folder / "wavs" / f"{r[0]}.wav", r[-1], folder.name, "", "") for r in rows]
+
+
+def _from_librispeech(transcript: Path) -> Iterator[Utterance]:
+    for line in transcript.read_text(encoding="utf-8").splitlines():
+        name, _, text = line.partition(" ")
+        yield Utterance(name, transcript.parent / f"{name}.flac", text, "librispeech", name.split("-")[0], "")
+
+
+def load_audio(path: Path) -> np.ndarray:
+    """Any recording that libsndfile reads, as 16-bit samples: int16 (n,) at 22050 Hz, channels averaged.
+
+    Resampled by soxr (high quality) and rounded to 16 bits, exactly what the service would get uploaded.
+    """
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    mono = soxr.resample(samples.mean(axis=1), rate, SAMPLE_RATE)
+    return np.clip(np.rint(mono * 32768), -32768, 32767).astype(np.int16)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clip:
+    """An utterance that is ready to train on: int16 (n,) samples (on disk) and the normalised text."""
+
+    utterance: Utterance
+    samples: np.ndarray
+    text: str
+
+    @property
+    def seconds(self) -> float:
+        """Duration in seconds."""
+        return len(self.samples) / SAMPLE_RATE
+
+
+def _try_load(path: Path) -> np.ndarray | str:
+    try:
+        samples = load_audio(path)
+    except (soundfile.LibsndfileError, OSError, ValueError) as error:
+        return f"{path}: {error}"
+    return samples if len(samples) >= FRAME_LENGTH else f"{path}: {len(samples)} samples"
+
+
+def _identity(path: Path) -> str:
+    """What changes when the recording does."""
+    facts = path.stat() if path.exists() else None
+    return f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}" if facts else f"{path.resolve()} missing"
+
+
+def load_clips(utterances: Sequence[Utterance], cache: Path) -> list[Clip]:
+    """Decode every recording once into one memory-mapped file under ``cache`` and give the clips.
+
+    A recording that cannot be read, is too short or has no text left is named in the log, counted and skipped.
+    """
+    key = hashlib.sha256("\n".join(_identity(u.path) for u in utterances).encode()).hexdigest()[:16]
+    cache.mkdir(parents=True, exist_ok=True)
+    data, index = cache / f"{key}.int16", cache / f"{key}.lengths.npy"
+    if not index.exists():
+        lengths = []
+        with data.open("wb") as out, ProcessPoolExecutor() as pool:
+            loaded = pool.map(_try_load, (u.path for u in utterances), chunksize=32)
+            for samples in tqdm(loaded, total=len(utterances), desc="decoding", unit="clip"):
+                if isinstance(samples, str):
+                    log.warning("skipped %s", samples)
+                    samples = np.empty(0, np.int16)
+                out.write(samples.tobytes())
+                lengths.append(len(samples))
+        np.save(index, np.asarray(lengths))
+    lengths = np.load(index)
+    ends = np.cumsum(lengths)
+    audio = np.memmap(data, np.int16, "r") if ends[-1] else np.empty(0, np.int16)
+    clips = [
+        Clip(utterance, audio[end - length : end], normalise_text(utterance.text))
+        for utterance, length, end in zip(utterances, lengths, ends, strict=True)
+    ]
+    good = [clip for clip in clips if len(clip.samples) and clip.text]
+    if len(good) < len(clips):
+        log.warning("%d of %d recordings skipped", len(clips) - len(good), len(clips))
+    return good
+
+
+def repeat(clips: Sequence[Clip], times: Mapping[str, float], rng: np.random.Generator) -> list[Clip]:
+    """The clips of one epoch: each corpus as often as ``times`` says (once if it does not), fractions drawn by lot."""
+    chosen = []
+    for clip in clips:
+        n = times.get(clip.utterance.corpus, 1.0)
+        chosen += [clip] * (int(n) + int(rng.random() < n % 1))
+    return chosen
+
+
+def batches(
+    clips: Sequence[Clip], seconds: float, rng: np.random.Generator, by_length: bool = False
+) -> Iterator[list[Clip]]:
+    """Batches of clips of similar length, each of about so many seconds, padding included.
+
+    In random order, or shortest first (``by_length``), which is how a first epoch learns soonest (SortaGrad,
+    https://arxiv.org/abs/1512.02595).
+    """
+    jittered = sorted(clips, key=lambda clip: clip.seconds * rng.uniform(0.95, 1.05))
+    groups: list[list[Clip]] = [[]]
+    for clip in jittered:
+        longest = max((c.seconds for c in groups[-1]), default=0.0)
+        if groups[-1] and max(longest, clip.seconds) * (len(groups[-1]) + 1) > seconds:
+            groups.append([])
+        groups[-1].append(clip)
+    order = np.arange(len(groups)) if by_length else rng.permutation(len(groups))
+    for i in order:
+        yield groups[i]

@@ -1,0 +1,185 @@
+"""Turn a run's checkpoint into a model that can be served: ``python -m training.publish Models/NAME --data …``."""
+
+import argparse
+import csv
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from predictor import SpeechPredictor
+from speech.alphabet import Alphabet
+from speech.model_card import WEIGHTS, ModelCard, sha256, write_card
+from training.dataset import Clip
+from training.evaluate import Rates, by_corpus, table, transcribe_clips
+from training.export import export
+
+log = logging.getLogger("training.publish")
+
+CARD_TEXT = """# {name}
+
+{rnn_layers} × {rnn_units} bidirectional GRU network (see `speech/model.py`), {millions:.1f} million weights, trained by
+this project. English, read speech; numbers in `card.json`.
+
+## Data
+
+{data}
+
+## Error rates
+
+Greedy decoding through the service's own predictor, `python -m training.evaluate Models/{name} DATA --split dev`, on
+clips that it was not trained on:
+
+{table}
+
+## How it was trained
+
+`{command}`
+
+{steps} steps in {hours:.2f} hours; {heard:.1f} hours of sound heard, repeats included; commit {commit}, {date}.
+
+![loss and error rates](curves.png)
+"""
+
+ATTRIBUTION = {
+    "ljspeech": "The LJ Speech Dataset, Keith Ito and Linda Johnson, 2017; public domain",
+    "librispeech": "LibriSpeech, Panayotov et al., ICASSP 2015; CC BY 4.0",
+    "kathleen": "rhasspy/dataset-voice-kathleen; CC0",
+    "vctk": "VCTK, Yamagishi, Veaux and MacDonald; CC BY 4.0 / ODC-By",
+    "speechocean762": "speechocean762, Zhang et al., Interspeech 2021; free for any use",
+}
+
+
+def write_weights(weights: Mapping[str, Sequence[np.ndarray]], rnn_layers: int, rnn_units: int, folder: Path) -> int:
+    """Write ``model.keras`` from arrays by layer name; gives the number of weights.
+
+    Matrices are rounded to float16's precision, so that the exported file can store them in half the space and
+    still compute exactly the same.
+    """
+    from speech.model import build_model
+
+    model = build_model(rnn_layers, rnn_units, Alphabet().size)
+    for name, arrays in weights.items():
+        layer = model.get_layer(name)
+        rounded = not name.startswith("conv")
+        layer.set_weights([a.astype(np.float16).astype(np.float32) if rounded and a.ndim == 2 and len(a) > 2 else a
+                           for a in arrays])  # fmt: skip
+    model.save(folder / WEIGHTS)
+    return model.count_params()
+
+
+def plot(log_file: Path, picture: Path) -> None:
+    """Loss and error rates of a run's log.csv against the hours of sound heard, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    with log_file.open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            x, y = series.setdefault(row["name"], ([], []))
+            x.append(float(row["heard_h"]))
+            y.append(float(row["value"]))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
+    left.plot(*series.get("loss", ([], [])), linewidth=0.8)
+    left.set(xlabel="hours of sound heard", ylabel="CTC loss per character", ylim=(0, 3.5))
+    for name, points in sorted(series.items()):
+        if name.startswith(("wer", "cer")):
+            style = "-" if name.startswith("wer") else "--"
+            right.plot(*points, style, label=name.replace("_", " "))
+    right.set(xlabel="hours of sound heard", ylabel="error rate on dev, %", ylim=(0, 105))
+    right.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=110)
+    pyplot.close(figure)
+
+
+def _commit() -> str:
+    run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return run.stdout.strip() or "unknown"
+
+
+def _data_lines(train: Sequence[Clip], times: Mapping[str, float]) -> tuple[dict[str, Any], str]:
+    facts: dict[str, Any] = {}
+    for corpus in sorted({clip.utterance.corpus for clip in train}):
+        clips = [clip for clip in train if clip.utterance.corpus == corpus]
+        facts[corpus] = {
+            "clips": len(clips),
+            "hours": round(sum(clip.seconds for clip in clips) / 3600, 2),
+            "times_per_epoch": times.get(corpus, 1.0),
+            "source": ATTRIBUTION.get(corpus, "the trainer's own"),
+        }
+    lines = [
+        f"- {name}: {f['clips']} clips, {f['hours']} h, heard {f['times_per_epoch']:g} times an epoch. {f['source']}"
+        for name, f in facts.items()
+    ]
+    return facts, "\n".join(lines)
+
+
+def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: str) -> dict[str, Rates]:
+    """Write weights, export, card, picture and README of the run in ``folder``, and score it on ``dev``."""
+    import torch
+
+    from training.torch_model import Network
+
+    recipe = json.loads((folder / "recipe.json").read_text())
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    alphabet = Alphabet()
+    network = Network(alphabet.size, recipe["rnn_layers"], recipe["rnn_units"], 0.0)
+    network.load_state_dict(state["averaged"])
+    count = write_weights(network.keras_weights(), recipe["rnn_layers"], recipe["rnn_units"], folder)
+    data, data_text = _data_lines(train, recipe["repeat"])
+    step, _, elapsed, heard = state["progress"]
+    training = {
+        "command": command,
+        "recipe": recipe,
+        "data": data,
+        "steps": step,
+        "hours": round(elapsed / 3600, 2),
+        "hours_heard": round(heard / 3600, 1),
+        "commit": _commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    sums = {WEIGHTS: sha256(folder / WEIGHTS)}
+    card = ModelCard(folder.name, alphabet.characters, alphabet.blank, recipe["rnn_layers"], recipe["rnn_units"], sums,
+                     training=training)  # fmt: skip
+    write_card(card, folder)
+    card = export(folder)
+    groups = by_corpus(list(transcribe_clips(SpeechPredictor.load(folder), dev))) if dev else {}
+    write_card(replace(card, error_rates={"dev": {name: asdict(group) for name, group in groups.items()}}), folder)
+    plot(folder / "log.csv", folder / "curves.png")
+    text = CARD_TEXT.format(
+        name=folder.name, rnn_layers=card.rnn_layers, rnn_units=card.rnn_units, millions=count / 1e6, data=data_text,
+        table=table(groups), command=command, steps=step, hours=elapsed / 3600, heard=heard / 3600,
+        commit=training["commit"], date=training["date"],
+    )  # fmt: skip
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return groups
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    from training.train import load_splits
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    parser = argparse.ArgumentParser(prog="python -m training.publish", description=__doc__)
+    parser.add_argument("model", type=Path, help="folder with a run's checkpoint.pt, recipe.json and log.csv")
+    parser.add_argument("--data", type=Path, required=True, nargs="+", help="the data it was trained on")
+    parser.add_argument("--cache", type=Path, default=Path("Data/cache"), help="decoded audio is kept here")
+    parser.add_argument("--command", default="python -m training.train", help="how it was trained, for the card")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    train, dev = load_splits(given.data, given.cache)
+    print(table(publish(given.model, train, dev, given.command)))
+
+
+if __name__ == "__main__":
+    main()

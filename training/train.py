@@ -1,0 +1,259 @@
+"""Train the network on a folder of recordings: ``python -m training.train --data FOLDER --out Models/NAME``.
+
+Checkpoints every ten minutes; the same command goes on from the last one. At the end the model is published: weights,
+card, export and error rates lie in the same folder, ready for ``STT_MODEL=NAME``.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from speech.alphabet import Alphabet
+from speech.audio import Waveform, from_pcm16
+from speech.ctc import LogProbs, decode_greedy
+from speech.features import Spectrogram, spectrogram
+from training.augment import Augmentation
+from training.dataset import Clip, batches, load_clips, read_utterances, repeat
+from training.torch_model import Network
+
+log = logging.getLogger("training.train")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides what a run does, beside its data."""
+
+    rnn_layers: int = 3
+    rnn_units: int = 256
+    dropout: float = 0.15
+    learning_rate: float = 8e-4
+    warmup_steps: int = 200
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    batch_seconds: float = 100.0
+    epochs: float = 10.0
+    hours: float = math.inf  # of wall clock; the learning rate ends at 0 with whichever runs out first
+    max_seconds: float = 20.0  # longer clips are left out
+    average: float = 0.995  # decay of the moving average of the weights, which is what is kept
+    mask_from_epoch: int = 1  # SpecAugment from this epoch on
+    seed: int = 1
+    repeat: dict[str, float] = field(default_factory=dict)  # how often a corpus is heard in an epoch
+
+
+def pad(spectrograms: Sequence[Spectrogram]) -> tuple[Tensor, Tensor]:
+    """One batch: frames float32 (batch, even number of frames, 193), zeros behind each clip, and n_frames int64."""
+    n_frames = torch.tensor([s.n_frames for s in spectrograms])
+    longest = int(n_frames.max()) + int(n_frames.max()) % 2
+    frames = torch.zeros(len(spectrograms), longest, spectrograms[0].frames.shape[1])
+    for row, s in zip(frames, spectrograms, strict=True):
+        row[: s.n_frames] = torch.from_numpy(s.frames)
+    return frames, n_frames
+
+
+def load_splits(data: Sequence[Path], cache: Path) -> tuple[list[Clip], list[Clip]]:
+    """(train, dev) clips of manifests and folders; what names no split is trained on."""
+    utterances = [u for part in data for u in read_utterances(part)]
+    train = load_clips([u for u in utterances if u.split in ("train", "")], cache)
+    return train, load_clips([u for u in utterances if u.split == "dev"], cache)
+
+
+def ctc_loss(network: Network, frames: Tensor, n_frames: Tensor, texts: Sequence[str], alphabet: Alphabet) -> Tensor:
+    """Mean over the batch of the CTC loss of each utterance, divided by the length of its text."""
+    labels = [alphabet.encode(text) for text in texts]
+    lengths = torch.tensor([len(label) for label in labels])
+    flat = torch.tensor([label for row in labels for label in row])
+    return F.ctc_loss(
+        network(frames, n_frames), flat, (n_frames + 1) // 2, lengths, blank=alphabet.blank, zero_infinity=True
+    )
+
+
+@torch.no_grad()
+def error_rates(network: Network, clips: Sequence[Clip], alphabet: Alphabet) -> dict[str, tuple[float, float]]:
+    """Greedy (WER, CER) of each corpus of the clips, in percent."""
+    network.eval()
+    texts: dict[str, tuple[list[str], list[str]]] = {}
+    for group in batches(clips, 120.0, np.random.default_rng(0)):
+        frames, n_frames = pad([spectrogram(from_pcm16(np.asarray(clip.samples))) for clip in group])
+        log_probs = network(frames, n_frames).transpose(0, 1)
+        for clip, values, n in zip(group, log_probs, n_frames, strict=True):
+            text = decode_greedy(LogProbs(values[: (n + 1) // 2].numpy()), alphabet).text
+            references, hypotheses = texts.setdefault(clip.utterance.corpus, ([], []))
+            references.append(clip.text)
+            hypotheses.append(text)
+    network.train()
+    return {name: (100 * jiwer.wer(r, h), 100 * jiwer.cer(r, h)) for name, (r, h) in sorted(texts.items())}
+
+
+class Trainer:
+    """One run: its state is a checkpoint in ``out``, from which the next call goes on."""
+
+    def __init__(self, recipe: Recipe, train: Sequence[Clip], dev: Sequence[Clip], out: Path) -> None:
+        self.recipe, self.train, self.dev, self.out = recipe, train, dev, out
+        self.alphabet = Alphabet()
+        torch.manual_seed(recipe.seed)
+        network = (self.alphabet.size, recipe.rnn_layers, recipe.rnn_units, recipe.dropout)
+        self.network, self.averaged = Network(*network), Network(*network)
+        self.network.dtype = self.averaged.dtype = torch.bfloat16
+        self.averaged.load_state_dict(self.network.state_dict())
+        decayed = [p for p in self.network.parameters() if p.ndim > 1]
+        plain = [p for p in self.network.parameters() if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=recipe.learning_rate,
+        )
+        self.step, self.epoch, self.elapsed, self.heard = 0, 0, 0.0, 0.0
+        self.checkpoint = out / "checkpoint.pt"
+        if self.checkpoint.exists():
+            state = torch.load(self.checkpoint, weights_only=True)
+            self.network.load_state_dict(state["network"])
+            self.averaged.load_state_dict(state["averaged"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.epoch, self.elapsed, self.heard = state["progress"]
+            log.info("resumed at step %d, epoch %d, after %.2f h", self.step, self.epoch, self.elapsed / 3600)
+
+    def start_from(self, weights: Path) -> None:
+        """Take the averaged weights of another run's checkpoint as the first ones."""
+        state = torch.load(weights, weights_only=True)["averaged"]
+        self.network.load_state_dict(state)
+        self.averaged.load_state_dict(state)
+
+    def progress(self) -> float:
+        """How much of the run is behind us, 0 … 1."""
+        hours = self.elapsed / 3600 / self.recipe.hours
+        return min(1.0, max(hours, (self.epoch + self.in_epoch) / self.recipe.epochs))
+
+    def run(self) -> None:
+        """Train until the epochs or the hours are over; checkpoint and score every ten minutes."""
+        recipe, last, started = self.recipe, time.monotonic(), time.monotonic()
+        before = self.elapsed
+        self.in_epoch = 0.0
+        while self.progress() < 1:
+            rng = np.random.default_rng((recipe.seed, self.epoch))
+            chosen = repeat(self.train, recipe.repeat, rng)
+            plan = list(batches(chosen, recipe.batch_seconds, rng, by_length=self.epoch == 0))
+            bar = tqdm(plan, desc=f"epoch {self.epoch}", unit="batch", mininterval=30)
+            for i, group in enumerate(bar):
+                self.in_epoch = i / len(plan)
+                self.elapsed = before + time.monotonic() - started
+                if self.progress() >= 1:
+                    break
+                loss = self.learn(group, rng)
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                if self.step % 20 == 0:
+                    self.note({"loss": round(loss, 4), "lr": self.optimizer.param_groups[0]["lr"]})
+                if time.monotonic() - last > 600:
+                    last = time.monotonic()
+                    self.save()
+            else:
+                self.epoch += 1
+                self.in_epoch = 0.0
+        self.save()
+
+    def learn(self, group: Sequence[Clip], rng: np.random.Generator) -> float:
+        """One step of AdamW on one batch; gives the loss."""
+        recipe, augmentation = self.recipe, Augmentation()
+        spectrograms = []
+        for clip in group:
+            sound = augmentation.sound(from_pcm16(np.asarray(clip.samples)).samples, rng)
+            frames = spectrogram(Waveform(sound)).frames
+            masked = self.epoch >= recipe.mask_from_epoch
+            spectrograms.append(Spectrogram(augmentation.spectrum(frames, rng) if masked else frames))
+        rate = 0.5 * (1 + math.cos(math.pi * self.progress())) * min(1.0, (self.step + 1) / recipe.warmup_steps)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = recipe.learning_rate * rate
+        loss = ctc_loss(self.network, *pad(spectrograms), [clip.text for clip in group], self.alphabet)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        self.step += 1
+        self.heard += sum(clip.seconds for clip in group)
+        decay = min(recipe.average, self.step / (self.step + 10))
+        with torch.no_grad():
+            for mean, new in zip(self.averaged.state_dict().values(), self.network.state_dict().values(), strict=True):
+                mean.lerp_(new, 1 - decay) if mean.is_floating_point() else mean.copy_(new)
+        return loss.item()
+
+    def note(self, row: dict[str, float]) -> None:
+        """Append a line to log.csv: where the run is, and one measured value each."""
+        file = self.out / "log.csv"
+        new = not file.exists()
+        with file.open("a", newline="") as lines:
+            writer = csv.writer(lines)
+            if new:
+                writer.writerow(["step", "epoch", "elapsed_s", "heard_h", "name", "value"])
+            for name, value in row.items():
+                where = [self.step, self.epoch, round(self.elapsed), round(self.heard / 3600, 3)]
+                writer.writerow([*where, name, value])
+
+    def save(self) -> None:
+        """Score on dev, then write the checkpoint in one move."""
+        rates = error_rates(self.averaged, self.dev, self.alphabet)
+        for name, (wer, cer) in rates.items():
+            self.note({f"wer_{name}": round(wer, 2), f"cer_{name}": round(cer, 2)})
+        log.info("step %d, %.2f h heard: %s", self.step, self.heard / 3600,
+                 ", ".join(f"{name} WER {wer:.1f} CER {cer:.1f}" for name, (wer, cer) in rates.items()))  # fmt: skip
+        state = {
+            "network": self.network.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": (self.step, self.epoch, self.elapsed, self.heard),
+        }
+        temporary = self.checkpoint.with_suffix(".tmp")
+        torch.save(state, temporary)
+        temporary.replace(self.checkpoint)
+
+
+def _repeats(values: Sequence[str]) -> dict[str, float]:
+    return {name: float(times) for name, _, times in (value.partition("=") for value in values)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, nargs="+", help="manifest CSV, LJSpeech or LibriSpeech")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoint, log, curves")
+    parser.add_argument("--cache", type=Path, default=Path("Data/cache"), help="decoded audio is kept here")
+    parser.add_argument("--init", type=Path, help="checkpoint.pt of another run to start from")
+    parser.add_argument("--repeat", nargs="*", default=[], metavar="CORPUS=TIMES", help="weight of a corpus")
+    parser.add_argument("--no-publish", action="store_true", help="write the checkpoint only")
+    for name, kind in Recipe.__annotations__.items():
+        if name != "repeat":
+            flag = "--" + name.replace("_", "-")
+            parser.add_argument(flag, type=kind, default=Recipe.__dataclass_fields__[name].default)
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    values = {name: getattr(given, name) for name in Recipe.__annotations__ if name != "repeat"}
+    recipe = Recipe(**values, repeat=_repeats(given.repeat))
+    train, dev = load_splits(given.data, given.cache)
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+    trainer = Trainer(recipe, [c for c in train if c.seconds <= recipe.max_seconds], dev, given.out)
+    if given.init and trainer.step == 0:
+        trainer.start_from(given.init)
+    trainer.run()
+    if not given.no_publish:
+        from training.publish import publish, table
+
+        command = shlex.join(["python", "-m", "training.train", *(arguments or sys.argv[1:])])
+        print(table(publish(given.out, train, dev, command)))
+
+
+if __name__ == "__main__":
+    main()
