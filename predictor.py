@@ -1,0 +1,143 @@
+"""From sound to text: the whole pipeline on one screen. ``python predictor.py FILE…`` prints the texts."""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from config import read_settings
+from speech.alphabet import Alphabet
+from speech.audio import Waveform, decode_wav
+from speech.ctc import LogProbs, Transcript, decode_greedy
+from speech.engine import Engine, load_engine
+from speech.errors import InferenceFailed, SpeechError
+from speech.features import SECONDS_PER_FRAME, spectrogram
+from speech.model_card import read_card
+
+log = logging.getLogger("predictor")
+
+Audio = str | Path | bytes | Waveform | npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Seconds that a batch spent in each stage, shared by its utterances."""
+
+    features: float
+    network: float
+    decoding: float
+
+
+class SpeechPredictor:
+    """A model that is ready to hear. Calls may come from several threads at once."""
+
+    def __init__(self, engine: Engine, alphabet: Alphabet | None = None, name: str = "model") -> None:
+        self.engine, self.alphabet, self.name = engine, alphabet or Alphabet(), name
+
+    @classmethod
+    def load(cls, folder: str | Path, engine: str = "auto", threads: int = 0) -> "SpeechPredictor":
+        """The model of a folder such as ``Models/NAME``.
+
+        Raises:
+            ModelNotFound: the folder or one of its files is missing.
+            ModelMismatch: card, weights and code disagree.
+        """
+        started, folder = time.perf_counter(), Path(folder)
+        card = read_card(folder)
+        chosen, run = load_engine(card, folder, engine, threads)
+        log.info("model %s loaded, engine %s, %.2f s", card.name, chosen, time.perf_counter() - started)
+        return cls(run, card.alphabet, card.name)
+
+    def encode_single_sample(self, audio: Audio) -> npt.NDArray[np.float32]:
+        """Spectrogram float32 (n_frames, 193) of a WAV file (path or bytes), a waveform, or samples in [-1, 1).
+
+        Raises:
+            AudioError: the sound cannot be used; OSError: the path cannot be read.
+        """
+        if isinstance(audio, str | Path):
+            audio = Path(audio).read_bytes()
+        if isinstance(audio, bytes):
+            audio = decode_wav(audio)
+        if isinstance(audio, np.ndarray):
+            audio = Waveform(audio.astype(np.float32))
+        return spectrogram(audio).frames
+
+    def make_prediction(self, spectrogram: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Log-probabilities float32 (batch, ⌈n_frames / 2⌉, n_outputs) of one spectrogram (n_frames, 193) or of
+        several of the same length (batch, n_frames, 193).
+
+        Raises:
+            InferenceFailed: the network raised an error.
+        """
+        batch = np.atleast_3d(spectrogram) if spectrogram.ndim == 3 else spectrogram[None]
+        return self._run(np.ascontiguousarray(batch, np.float32), np.full(len(batch), batch.shape[1], np.int32))
+
+    def decode_batch_predictions(self, predictions: npt.NDArray[np.float32]) -> list[str]:
+        """Greedily decoded texts of (log-)probabilities (batch, n_steps, n_outputs)."""
+        return [decode_greedy(LogProbs(values), self.alphabet).text for values in predictions]
+
+    def transcribe(self, audio: Audio) -> Transcript:
+        """Text of one recording: a batch of one. Raises as `encode_single_sample` and `make_prediction` do."""
+        return self.transcribe_batch([audio])[0]
+
+    def transcribe_batch(self, recordings: Sequence[Audio]) -> list[Transcript]:
+        """Texts of several recordings, each as if it were alone."""
+        return self.transcribe_timed(recordings)[0]
+
+    def transcribe_timed(self, recordings: Sequence[Audio]) -> tuple[list[Transcript], Stages]:
+        """`transcribe_batch`, and where the time went."""
+        started = time.perf_counter()
+        spectrograms = [self.encode_single_sample(audio) for audio in recordings]
+        n_frames = np.array([len(frames) for frames in spectrograms], np.int32)
+        longest = int(n_frames.max()) + int(n_frames.max()) % 2
+        frames = np.zeros((len(spectrograms), longest, spectrograms[0].shape[1]), np.float32)
+        for row, values in zip(frames, spectrograms, strict=True):
+            row[: len(values)] = values
+        encoded = time.perf_counter()
+        log_probs = self._run(frames, n_frames)
+        ran = time.perf_counter()
+        transcripts = [
+            decode_greedy(LogProbs(values[: (n + 1) // 2]), self.alphabet)
+            for values, n in zip(log_probs, n_frames.tolist(), strict=True)
+        ]
+        return transcripts, Stages(encoded - started, ran - encoded, time.perf_counter() - ran)
+
+    def warm_up(self) -> None:
+        """Run a second of silence, so that the first request does not pay for what is set up on first use."""
+        self.make_prediction(np.zeros((round(1 / SECONDS_PER_FRAME), 193), np.float32))
+
+    def _run(self, frames: npt.NDArray[np.float32], n_frames: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        try:
+            return self.engine(frames, n_frames)
+        except Exception as error:
+            raise InferenceFailed(f"the network failed on frames {frames.shape}: {error}") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the text of each file; 1 if any of them could not be transcribed."""
+    parser = argparse.ArgumentParser(prog="python predictor.py", description=__doc__)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="22050 Hz mono 16-bit PCM WAV")
+    given = parser.parse_args(arguments)
+    settings = read_settings()
+    try:
+        predictor = SpeechPredictor.load(settings.model_folder, settings.engine, settings.threads)
+    except SpeechError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    failed = 0
+    for file in given.files:
+        try:
+            print(f"{file}: {predictor.transcribe(file).text}" if len(given.files) > 1 else predictor.transcribe(file).text)
+        except (SpeechError, OSError) as error:
+            failed = 1
+            print(f"{file}: {type(error).__name__}: {error}", file=sys.stderr)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

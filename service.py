@@ -1,0 +1,163 @@
+"""The running service behind the routes: the model as it loads, the queue, the deadline, the way out."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from starlette.requests import Request
+
+from config import Settings
+from predictor import SpeechPredictor, Stages
+from speech.audio import Waveform, decode_wav
+from speech.batching import Batcher
+from speech.ctc import Transcript
+from speech.errors import DeadlineExceeded, InferenceFailed, ModelError, NotReady, SpeechError
+from speech.features import check_length
+
+log = logging.getLogger("predictor")
+
+T = TypeVar("T")
+
+
+class ClientGone(Exception):
+    """The client hung up before its answer was ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A transcript, the seconds of sound, and the seconds from the complete upload to the text."""
+
+    transcript: Transcript
+    duration: float
+    processing_time: float
+
+
+class Service:
+    """Loads the model beside the event loop, queues what comes in, and answers what it accepted before it ends."""
+
+    def __init__(self, settings: Settings, predictor: SpeechPredictor | None = None) -> None:
+        self.settings = settings
+        self.draining = False
+        self.in_flight = 0  # uploads that were accepted and not yet answered
+        self._predictor = predictor
+        self._problem: SpeechError = NotReady("expected a loaded model, found one that is still loading")
+        self._loading: Future[None] | None = None
+        self._batcher: Batcher[Waveform, tuple[Transcript, Stages, int]] | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Load in the background while inside; finish what was accepted on the way out."""
+        loading = self.start()
+        try:
+            yield
+        finally:
+            self.draining = True
+            await asyncio.wrap_future(loading)
+            if self._batcher:
+                await asyncio.to_thread(self._batcher.close)
+
+    def start(self) -> "Future[None]":
+        """Begin to load the model, once; done when it is loaded or cannot be."""
+        if self._loading is None:
+            self._loading = Future()
+            threading.Thread(target=self._load, args=(self._loading,), name="loader", daemon=True).start()
+        return self._loading
+
+    def _load(self, done: "Future[None]") -> None:
+        settings = self.settings
+        try:
+            if self._predictor is None:
+                self._predictor = SpeechPredictor.load(settings.model_folder, settings.engine, settings.threads)
+            self._predictor.warm_up()
+            self._batcher = Batcher(self._run, settings.max_queue_seconds)
+            log.info("ready")
+        except ModelError as error:
+            self._problem = error
+            log.error("no model: %s", error)
+        except Exception as error:
+            self._problem = error if isinstance(error, SpeechError) else ModelError("the model could not be loaded")
+            log.exception("no model")
+        finally:
+            done.set_result(None)
+
+    def _run(self, waveforms: list[Waveform]) -> list[tuple[Transcript, Stages, int]]:
+        assert self._predictor is not None
+        transcripts, stages = self._predictor.transcribe_timed(waveforms)
+        return [(transcript, stages, len(waveforms)) for transcript in transcripts]
+
+    def check_ready(self) -> None:
+        """Raise what stands between the service and an answer: no model yet or at all, or its end."""
+        if self.draining:
+            raise NotReady("expected a running service, found one that is stopping", retry_after=5)
+        if self._batcher is None:
+            raise self._problem
+
+    async def check_room(self) -> None:
+        """Raise as `check_ready`, or QueueFull: known before a byte of the upload is read.
+
+        An upload that comes while the model is loading waits for it.
+        """
+        await asyncio.wait((asyncio.wrap_future(self.start()),), timeout=self.settings.timeout)
+        self.check_ready()
+        assert self._batcher is not None
+        self._batcher.check_room(1.0)
+
+    async def transcribe(self, data: bytes, request: Request) -> Answer:
+        """The answer to one uploaded file, its body read to the end.
+
+        Raises:
+            SpeechError: any of the tree; ClientGone: the client hung up first.
+        """
+        started = time.perf_counter()
+        waveform = await asyncio.to_thread(decode_wav, data, self.settings.max_seconds)
+        check_length(waveform)
+        assert self._batcher is not None
+        work = self._batcher.submit(waveform, waveform.duration)
+        try:
+            async with asyncio.timeout(self.settings.timeout):
+                transcript, stages, batch_size = await _unless_gone(work, request)
+        except TimeoutError:
+            raise DeadlineExceeded(f"expected an answer within {self.settings.timeout:g} s, found none") from None
+        except InferenceFailed:
+            log.exception("the network failed")
+            raise
+        seconds = time.perf_counter() - started
+        log.info(
+            "%.2f s of audio in %.3f s, real-time factor %.4f; batch of %d: features %.3f s, network %.3f s, "
+            "decoding %.3f s; %d characters%s",
+            waveform.duration,
+            seconds,
+            seconds / waveform.duration,
+            batch_size,
+            stages.features,
+            stages.network,
+            stages.decoding,
+            len(transcript.text),
+            f": {transcript.text!r}" if self.settings.log_text else "",
+        )
+        return Answer(transcript, waveform.duration, seconds)
+
+
+async def _unless_gone(work: Awaitable[T], request: Request) -> T:
+    """The result of the work, or ClientGone as soon as the client hangs up; either way nothing keeps running."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientGone
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
