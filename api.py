@@ -148,7 +148,9 @@ class UploadGate:
                 async with asyncio.timeout(settings.timeout):
                     message = await receive()
             except TimeoutError:
-                refusal = error_response(408, "UploadTooSlow", f"expected more of the body within {settings.timeout:g} s")
+                refusal = error_response(
+                    408, "UploadTooSlow", f"expected more of the body within {settings.timeout:g} s"
+                )
                 return {"type": "http.disconnect"}
             received += len(message.get("body", b""))
             complete = not message.get("more_body", False)
@@ -293,7 +295,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
-        self.service, self._signal = service, None
+        self.service = service
+        self._signal: int | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start draining; a second signal ends at once."""

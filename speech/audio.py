@@ -76,7 +76,7 @@ def decode_wav(data: bytes, max_seconds: float = float("inf")) -> Waveform:
 
 def from_pcm16(samples: npt.NDArray[np.int16]) -> Waveform:
     """Waveform of 16-bit samples int16 (n,) at 22050 Hz."""
-    return Waveform(samples.astype(np.float32) / FULL_SCALE)
+    return Waveform(samples.astype(np.float32) / np.float32(FULL_SCALE))
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -21,7 +21,8 @@ MAX_BATCH = 16  # clips
 MAX_BATCH_SECONDS = 80.0  # of a batch, padding included
 SIMILAR = 1.5  # longest over shortest clip of a batch
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 

@@ -122,9 +122,9 @@ def _folded(model: "keras.Model", index: int) -> tuple[np.ndarray, np.ndarray]:
     normalisation = model.get_layer(f"conv_{index}_bn")
     gamma, beta, mean, variance = (value.astype(np.float64) for value in normalisation.get_weights())
     scale = gamma / np.sqrt(variance + normalisation.epsilon)
-    return (kernel.transpose(3, 2, 0, 1) * scale[:, None, None, None]).astype(np.float32), (
-        beta - mean * scale
-    ).astype(np.float32)
+    return (kernel.transpose(3, 2, 0, 1) * scale[:, None, None, None]).astype(np.float32), (beta - mean * scale).astype(
+        np.float32
+    )
 
 
 def largest_difference(card: ModelCard, folder: Path) -> float:

@@ -1,0 +1,102 @@
+"""Engines agree with Keras' ``predict``, and a clip's answer does not depend on its neighbours."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from speech.audio import from_pcm16
+from speech.ctc import LogProbs, decode_greedy
+from speech.engine import Engine, load_engine
+from speech.errors import ModelMismatch, ModelNotFound
+from speech.features import spectrogram
+from speech.model import load_weights_file
+from speech.model_card import ONNX, WEIGHTS, read_card
+from tests.conftest import make_sound
+
+
+@pytest.fixture(scope="session", params=["onnx", "keras"])
+def engine(request: pytest.FixtureRequest, shipped_folder: Path) -> Engine:
+    """Each engine on the shipped weights."""
+    return load_engine(read_card(shipped_folder), shipped_folder, request.param)[1]
+
+
+def clip(n_frames: int, seed: int = 0) -> np.ndarray:
+    """Spectrogram of exactly so many frames of sound."""
+    return spectrogram(from_pcm16(make_sound((n_frames * 160 + 200) / 22050, seed))).frames[:n_frames]
+
+
+def alone(engine: Engine, frames: np.ndarray) -> np.ndarray:
+    return engine(frames[None], np.array([len(frames)], np.int32))[0]
+
+
+@pytest.mark.parametrize("n_frames", [2, 300, 1378])
+def test_equals_keras_predict(engine: Engine, shipped_folder: Path, n_frames: int):
+    card = read_card(shipped_folder)
+    model = load_weights_file(shipped_folder / WEIGHTS, card.rnn_layers, card.rnn_units, card.alphabet.size)
+    frames = clip(n_frames)
+    expected = np.log(np.maximum(model.predict(frames[None], verbose=0)[0], 1e-30))
+    np.testing.assert_allclose(alone(engine, frames), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [[100, 99, 1, 37], [251, 251], [3, 2, 400]])
+def test_padding_changes_nothing(engine: Engine, shipped_folder: Path, lengths: list[int]):
+    alphabet = read_card(shipped_folder).alphabet
+    clips = [clip(n, seed) for seed, n in enumerate(lengths)]
+    batch = np.zeros((len(clips), max(lengths) + 11, 193), np.float32)
+    for row, frames in zip(batch, clips, strict=True):
+        row[: len(frames)] = frames
+    together = engine(batch, np.array(lengths, np.int32))
+    for values, frames in zip(together, clips, strict=True):
+        single = alone(engine, frames)
+        assert len(single) == (len(frames) + 1) // 2
+        np.testing.assert_allclose(values[: len(single)], single, atol=1e-4)
+        texts = [decode_greedy(LogProbs(v), alphabet).text for v in (values[: len(single)], single)]
+        assert texts[0] == texts[1]
+
+
+@hypothesis_settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=6), padding=st.integers(0, 9))
+def test_any_batch_gives_each_clip_its_own_answer(shipped, lengths: list[int], padding: int):
+    clips = [clip(n, seed) for seed, n in enumerate(lengths)]
+    batch = np.zeros((len(clips), max(lengths) + padding, 193), np.float32)
+    for row, frames in zip(batch, clips, strict=True):
+        row[: len(frames)] = frames
+    together = shipped.engine(batch, np.array(lengths, np.int32))
+    for values, frames in zip(together, clips, strict=True):
+        single = alone(shipped.engine, frames)
+        np.testing.assert_allclose(values[: len(single)], single, atol=1e-4)
+
+
+def changed(folder: Path, to: Path, **card: object) -> Path:
+    """A copy of a model's folder whose card says something else."""
+    shutil.copytree(folder, to)
+    written = json.loads((to / "card.json").read_text())
+    (to / "card.json").write_text(json.dumps({**written, **card}))
+    return to
+
+
+def test_a_missing_export_falls_back_to_keras_with_a_line(tiny_model, tmp_path, caplog):
+    folder = changed(tiny_model, tmp_path / "copy")
+    (folder / ONNX).unlink()
+    with pytest.raises(ModelNotFound, match="model.onnx"):
+        load_engine(read_card(folder), folder, "onnx")
+    name, engine = load_engine(read_card(folder), folder, "auto")
+    assert name == "keras"
+    assert "falling back" in caplog.text
+    reference = load_engine(read_card(tiny_model), tiny_model, "onnx")[1]
+    np.testing.assert_allclose(alone(engine, clip(50)), alone(reference, clip(50)), atol=1e-4)
+
+
+def test_a_stale_export_is_refused(tiny_model, tmp_path):
+    sums = {**json.loads((tiny_model / "card.json").read_text())["sha256"], WEIGHTS: "0" * 64}
+    folder = changed(tiny_model, tmp_path / "copy", sha256=sums)
+    with pytest.raises(ModelMismatch, match=r"stale.*training\.export"):
+        load_engine(read_card(folder), folder, "onnx")
+    with pytest.raises(ModelMismatch, match="SHA-256 of model.keras"):
+        load_engine(read_card(folder), folder, "auto")

@@ -1,0 +1,68 @@
+"""The arrow points down: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Each file of the service may import the project's files named here, and no others.
+ALLOWED = {
+    "config": set(),
+    "custom_logger": {"config"},
+    "predictor": {"config", "speech"},
+    "service": {"config", "predictor", "speech"},
+    "api": {"config", "custom_logger", "predictor", "service", "speech"},
+    "speech.__init__": set(),
+    "speech.errors": set(),
+    "speech.alphabet": set(),
+    "speech.audio": {"speech.errors"},
+    "speech.features": {"speech.audio", "speech.errors"},
+    "speech.ctc": {"speech.alphabet", "speech.features"},
+    "speech.model_card": {"speech.alphabet", "speech.audio", "speech.features", "speech.errors"},
+    "speech.model": {"speech.alphabet", "speech.features", "speech.errors"},
+    "speech.engine": {"speech.model_card", "speech.model", "speech.errors"},
+    "speech.batching": {"speech.errors"},
+}
+OURS = {"api", "config", "custom_logger", "predictor", "service", "speech", "training", "benchmarks", "deploy"}
+HEAVY = {"tensorflow", "keras", "torch", "onnxruntime", "onnx"}
+
+
+def modules() -> dict[str, Path]:
+    files = [*ROOT.glob("*.py"), *(ROOT / "speech").rglob("*.py")]
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
+
+
+def imports(file: Path, everywhere: bool = True) -> set[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file.name} imports relatively"
+            found |= {f"speech.{alias.name}" for alias in node.names} if node.module == "speech" else {node.module}
+    return found
+
+
+def test_every_file_is_listed():
+    assert set(modules()) == set(ALLOWED)
+
+
+@pytest.mark.parametrize("module", sorted(ALLOWED))
+def test_imports_point_down(module: str):
+    ours = {name for name in imports(modules()[module]) if name.partition(".")[0] in OURS}
+    if "speech" in ALLOWED[module]:
+        ours = {"speech" if name.startswith("speech.") else name for name in ours}
+    assert ours <= ALLOWED[module]
+
+
+@pytest.mark.parametrize("module", sorted(ALLOWED))
+def test_importing_a_module_loads_nothing_heavy(module: str):
+    assert not {name.partition(".")[0] for name in imports(modules()[module], everywhere=False)} & HEAVY
+
+
+def test_only_tools_import_tools():
+    for module, file in modules().items():
+        assert not {name.partition(".")[0] for name in imports(file)} & {"training", "benchmarks", "deploy"}, module

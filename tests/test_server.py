@@ -1,0 +1,123 @@
+"""The real process: started as the README says, spoken to over a socket, stopped by signals."""
+
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import make_sound, make_wav
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Process:
+    """``python api.py`` on a free port, its address read from what it prints."""
+
+    def __init__(self, tmp_path: Path, **variables: str) -> None:
+        environment = {**os.environ, "STT_PORT": "0", "STT_LOG_FOLDER": str(tmp_path / "logs"), **variables}
+        self.process = subprocess.Popen(
+            [sys.executable, "api.py"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = self.wait_for(r"serving on (http://\S+),")
+        self.wait_for("ready")
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        self.lines.extend(iter(self.process.stderr.readline, ""))
+
+    def wait_for(self, pattern: str, seconds: float = 60) -> str:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for line in self.lines:
+                if match := re.search(pattern, line):
+                    return match[match.lastindex or 0]
+            assert self.process.poll() is None, "".join(self.lines)
+            time.sleep(0.02)
+        raise TimeoutError(f"{pattern} not in:\n{''.join(self.lines)}")
+
+    def post(self, data: bytes) -> httpx.Response:
+        return httpx.post(f"{self.url}/upload/", files={"file": ("a.wav", data)}, timeout=60)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Process]:
+    started = Process(tmp_path)
+    yield started
+    started.process.kill()
+    started.process.wait()
+
+
+def test_health_answers_while_a_transcription_runs(server: Process):
+    """The event loop is never blocked: no health check takes as long as a transcription, and most are far quicker."""
+    long = make_wav(make_sound(60))
+    with ThreadPoolExecutor() as pool, httpx.Client(base_url=server.url) as client:
+        client.get("/healthz")
+        answers = [pool.submit(server.post, long) for _ in range(4)]
+        checks = []
+        while not all(answer.done() for answer in answers):
+            started = time.perf_counter()
+            assert client.get("/healthz").status_code == 200
+            checks.append(time.perf_counter() - started)
+    took = min(answer.result().json()["processing_time"] for answer in answers)
+    assert all(answer.result().status_code == 200 for answer in answers)
+    assert len(checks) > 10
+    assert max(checks) < took
+    assert sorted(checks)[len(checks) // 2] < took / 10
+
+
+def test_sigterm_answers_what_was_accepted(server: Process):
+    with ThreadPoolExecutor() as pool, httpx.Client(base_url=server.url) as client:
+        assert client.get("/readyz").status_code == 200
+        accepted = [pool.submit(server.post, make_wav(make_sound(110, seed))) for seed in range(3)]
+        time.sleep(0.5)
+        assert not any(answer.done() for answer in accepted)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+        assert client.get("/readyz").status_code == 503
+        assert server.post(make_wav(make_sound(1))).json()["code"] == "NotReady"
+        assert client.get("/healthz").status_code == 200
+        assert [answer.result().status_code for answer in accepted] == [200, 200, 200]
+    assert server.process.wait(10) in (0, -signal.SIGTERM)
+
+
+def test_a_refused_upload_gets_its_answer_while_it_still_writes(server: Process):
+    """A client that sends much more than the limit sees the 413, not a reset connection."""
+    address = server.url.removeprefix("http://")
+    connection = http.client.HTTPConnection(address, timeout=30)
+    connection.putrequest("POST", "/upload/")
+    connection.putheader("Content-Type", "multipart/form-data; boundary=x")
+    connection.putheader("Content-Length", str(60 * 2**20))
+    connection.endheaders()
+    for _ in range(60):
+        connection.send(bytes(2**20))
+    response = connection.getresponse()
+    assert response.status == 413
+    assert b"UploadTooLarge" in response.read()
+
+
+def test_a_client_that_hangs_up_is_logged_and_leaves_no_harm(server: Process):
+    data = make_wav(make_sound(60))
+    with pytest.raises(httpx.TimeoutException):
+        httpx.post(f"{server.url}/upload/", files={"file": ("a.wav", data)}, timeout=httpx.Timeout(30, read=0.05))
+    server.wait_for(r"POST /upload/ 499")
+    assert server.post(make_wav(make_sound(1))).status_code == 200
+
+
+def test_logs_are_written_to_both_files(server: Process, tmp_path: Path):
+    answer = server.post(make_wav(make_sound(1)))
+    identity = answer.headers["X-Request-ID"]
+    for name in ("api.log", "predictor.log"):
+        assert f"[{identity}]" in (tmp_path / "logs" / name).read_text(encoding="utf-8")

@@ -1,0 +1,238 @@
+"""Training: the PyTorch twin computes what Keras computes, and a run on made-up sound learns, stops and goes on."""
+
+import csv
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from predictor import SpeechPredictor
+from speech.alphabet import Alphabet
+from training.augment import Augmentation
+from training.dataset import batches, load_audio, load_clips, read_utterances, repeat
+from training.publish import write_weights
+from training.torch_model import BiGru, Network, _FrequencyStridedConv
+from training.train import Recipe, Trainer, ctc_loss, load_splits, main
+
+RATE = 22050
+TONES = dict(zip("abcdefgh", np.geomspace(300, 5000, 8), strict=True))
+
+
+def speak(text: str, rng: np.random.Generator) -> np.ndarray:
+    """float32 (n,): one tone for each letter, a pause for a space."""
+    parts = []
+    for letter in text:
+        time = np.arange(round(RATE * rng.uniform(0.1, 0.14))) / RATE
+        parts.append(0.3 * np.sin(2 * np.pi * TONES[letter] * time) if letter != " " else 0 * time)
+    return (np.concatenate(parts) + rng.normal(0, 0.001, sum(map(len, parts)))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of 60 + 6 clips of tones."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    rows = [["id", "path", "corpus", "speaker", "split", "text"]]
+    for i in range(66):
+        text = str(rng.choice(list(TONES)))
+        soundfile.write(folder / f"{i}.flac", speak(text, rng), RATE)
+        rows.append([str(i), f"{i}.flac", "tones", "nobody", "dev" if i >= 60 else "train", text.upper() + "."])
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+def test_the_twin_computes_what_keras_computes(tmp_path: Path):
+    from speech.engine import load_keras
+    from speech.model_card import WEIGHTS, ModelCard, sha256
+
+    torch.manual_seed(0)
+    network = Network(32, 2, 12, 0.0).eval()
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            if name.endswith(("bias", "running_mean")):
+                value.normal_(0, 0.1)
+            if name.endswith("running_var"):
+                value.uniform_(0.5, 2)
+        for layer in network.rnn:  # what is kept is rounded to float16
+            for part in (layer.kernel, layer.recurrent):
+                part.copy_(part.half().float())
+        for layer in (network.dense_1, network.dense_2):
+            layer.weight.copy_(layer.weight.half().float())
+    write_weights(network.keras_weights(), 2, 12, tmp_path)
+    alphabet = Alphabet()
+    card = ModelCard("x", alphabet.characters, alphabet.blank, 2, 12, {WEIGHTS: sha256(tmp_path / WEIGHTS)})
+    engine = load_keras(card, tmp_path, 0)
+    lengths = np.array([90, 71, 8], np.int32)
+    frames = np.zeros((3, 90, 193), np.float32)
+    for row, n in zip(frames, lengths, strict=True):
+        row[:n] = np.random.default_rng(n).standard_normal((n, 193))
+    expected = engine(frames, lengths)
+    with torch.no_grad():
+        found = network(torch.from_numpy(frames), torch.from_numpy(lengths)).transpose(0, 1).numpy()
+    for want, have, n in zip(expected, found, lengths, strict=True):
+        np.testing.assert_allclose(have[: (n + 1) // 2], want[: (n + 1) // 2], atol=1e-4)
+
+
+def test_the_gradients_of_the_convolution_are_pytorchs():
+    torch.manual_seed(0)
+    x, w = torch.randn(2, 32, 30, 97), torch.randn(32, 32, 11, 21) / 30
+    grad = torch.randn(2, 32, 30, 49)
+    pairs = []
+    for f in (
+        lambda a, b: torch.nn.functional.conv2d(a, b, stride=(1, 2), padding=(5, 10)),
+        _FrequencyStridedConv.apply,
+    ):
+        a, b = x.clone().requires_grad_(), w.clone().requires_grad_()
+        pairs.append(torch.autograd.grad(f(a, b), (a, b), grad))
+    for expected, found in zip(*pairs, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_gradients_of_the_gru_are_those_of_a_plain_loop():
+    torch.manual_seed(0)
+    layer = BiGru(5, 4)
+    torch.nn.init.normal_(layer.bias)
+    x = torch.randn(7, 2, 5)
+    lengths = torch.tensor([7, 4])
+    steps = torch.arange(7)
+    reverse = torch.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps).t()
+
+    def plain() -> torch.Tensor:
+        rows = []
+        for b, n in enumerate(lengths.tolist()):
+            directions = []
+            for d in range(2):
+                h, states = torch.zeros(4), []
+                for t in range(n) if d == 0 else reversed(range(n)):
+                    xz, xr, xh = (x[t, b] @ layer.kernel[d] + layer.bias[d, 0]).split(4)
+                    hz, hr, hh = (h @ layer.recurrent[d] + layer.bias[d, 1]).split(4)
+                    z, r = torch.sigmoid(xz + hz), torch.sigmoid(xr + hr)
+                    h = z * h + (1 - z) * torch.tanh(xh + r * hh)
+                    states.append(h)
+                directions.append(torch.stack(states if d == 0 else states[::-1]))
+            rows.append(torch.cat(directions, -1))
+        return torch.cat(rows)
+
+    expected = plain()
+    out = layer(x, reverse, torch.float32)
+    found = torch.cat([out[:n, b] for b, n in enumerate(lengths.tolist())])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    weights = torch.randn_like(expected)
+    for want, have in zip(
+        torch.autograd.grad((expected * weights).sum(), list(layer.parameters())),
+        torch.autograd.grad((found * weights).sum(), list(layer.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(have, want, atol=0.02, rtol=0.02)  # its products are in bfloat16
+
+
+def test_a_loss_does_not_depend_on_padding():
+    torch.manual_seed(0)
+    network = Network(32, 1, 8, 0.0).eval()
+    frames, n_frames = torch.randn(1, 40, 193), torch.tensor([40])
+    padded = torch.cat([frames, torch.zeros(1, 20, 193)], 1)
+    with torch.no_grad():
+        losses = [ctc_loss(network, f, n_frames, ["ab"], Alphabet()).item() for f in (frames, padded)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_run_learns_stops_goes_on_and_is_published(corpus: Path, tmp_path: Path, capsys):
+    arguments = ["--data", str(corpus), "--out", str(tmp_path / "tones"), "--cache", str(tmp_path / "cache"),
+                 "--rnn-layers", "1", "--rnn-units", "32", "--dropout", "0", "--batch-seconds", "0.6",
+                 "--warmup-steps", "10", "--learning-rate", "0.003", "--average", "0.9", "--mask-from-epoch", "99"]  # fmt: skip
+    main([*arguments, "--epochs", "2", "--no-publish"])
+    assert not (tmp_path / "tones" / "model.keras").exists()
+    main([*arguments, "--epochs", "30"])
+    with (tmp_path / "tones" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["value"]) for row in rows if row["name"] == "loss"]
+    assert np.mean(losses[-5:]) < 2.0 < losses[0]  # telling eight tones apart by chance would be log 8 = 2.08
+    assert {int(row["epoch"]) for row in rows} >= {1, 29}  # the second call went on where the first one stopped
+    assert "| tones | 6 |" in capsys.readouterr().out
+    predictor = SpeechPredictor.load(tmp_path / "tones")
+    _, dev = load_splits([corpus], tmp_path / "cache")
+    heard = predictor.transcribe(dev[0].samples.astype(np.float32) / 32768).text
+    assert set(heard) <= set("abcdefgh ")
+    for name in ("card.json", "README.md", "curves.png", "model.onnx"):
+        assert (tmp_path / "tones" / name).stat().st_size > 100
+
+
+def test_resuming_restores_everything(corpus: Path, tmp_path: Path):
+    train, dev = load_splits([corpus], tmp_path / "cache")
+    recipe = Recipe(rnn_layers=1, rnn_units=8, epochs=1, batch_seconds=20, seed=3)
+    first = Trainer(recipe, train, dev, tmp_path)
+    first.run()
+    second = Trainer(recipe, train, dev, tmp_path)
+    assert (second.step, second.epoch, second.heard) == (first.step, first.epoch, first.heard)
+    for a, b in zip(first.network.state_dict().values(), second.network.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert second.optimizer.state_dict()["state"].keys() == first.optimizer.state_dict()["state"].keys()
+
+
+def test_a_broken_recording_is_named_counted_and_skipped(corpus: Path, tmp_path: Path, caplog):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "broken.flac").write_bytes(b"no sound")
+    soundfile.write(folder / "good.wav", np.zeros(5000), 16000)
+    (folder / "manifest.csv").write_text("path,text\nbroken.flac,one\nmissing.flac,two\ngood.wav,three\ngood.wav,42\n")
+    with caplog.at_level(logging.WARNING):
+        clips = load_clips(read_utterances(folder), tmp_path / "cache")
+    assert [clip.text for clip in clips] == ["three"]
+    assert "broken.flac" in caplog.text
+    assert "missing.flac" in caplog.text
+    assert "3 of 4 recordings skipped" in caplog.text
+
+
+def test_the_layouts_of_ljspeech_and_librispeech_are_read(tmp_path: Path):
+    lj = tmp_path / "LJSpeech-1.1"
+    lj.mkdir()
+    (lj / "metadata.csv").write_text('LJ001-0001|In 1455 "he" said|In fourteen fifty-five "he" said\n')
+    (utterance,) = read_utterances(lj)
+    assert (utterance.text, utterance.path) == ('In fourteen fifty-five "he" said', lj / "wavs" / "LJ001-0001.wav")
+    libri = tmp_path / "LibriSpeech" / "84" / "121"
+    libri.mkdir(parents=True)
+    (libri / "84-121.trans.txt").write_text("84-121-0000 GO DO YOU HEAR\n84-121-0001 BUT\n")
+    first, second = read_utterances(tmp_path / "LibriSpeech")
+    assert (first.text, first.speaker, first.path) == ("GO DO YOU HEAR", "84", libri / "84-121-0000.flac")
+    assert second.id == "84-121-0001"
+    with pytest.raises(FileNotFoundError, match="manifest"):
+        read_utterances(tmp_path / "wherever")
+
+
+def test_any_rate_and_channels_become_the_service_format(tmp_path: Path):
+    time = np.arange(48000) / 48000
+    soundfile.write(tmp_path / "tone.wav", np.stack([0.5 * np.sin(2 * np.pi * 1000 * time), 0 * time], 1), 48000)
+    samples = load_audio(tmp_path / "tone.wav")
+    assert samples.dtype == np.int16
+    assert len(samples) == RATE
+    expected = 0.25 * 32768 * np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE)
+    assert np.abs(samples[500:-500] - expected[500:-500]).max() < 5
+
+
+def test_batches_hold_every_clip_once_and_keep_to_their_size(corpus: Path, tmp_path: Path):
+    train, _ = load_splits([corpus], tmp_path / "cache")
+    rng = np.random.default_rng(0)
+    groups = list(batches(train, 3.0, rng))
+    assert sorted(clip.utterance.id for g in groups for clip in g) == sorted(clip.utterance.id for clip in train)
+    assert all(len(g) * max(clip.seconds for clip in g) <= 3.0 or len(g) == 1 for g in groups)
+    lengths = [max(clip.seconds for clip in g) for g in batches(train, 3.0, rng, by_length=True)]
+    assert lengths[0] < lengths[-1]
+    assert len(repeat(train, {"tones": 2.5}, rng)) == pytest.approx(2.5 * len(train), rel=0.15)
+
+
+def test_augmentation_keeps_shapes_and_can_be_switched_off(corpus: Path):
+    rng = np.random.default_rng(0)
+    sound = rng.normal(0, 0.1, RATE).astype(np.float32)
+    off = Augmentation(speed_probability=0, noise_probability=0, time_masks=0, frequency_masks=0)
+    assert np.array_equal(off.sound(sound, rng), sound)
+    frames = rng.normal(0, 1, (100, 193)).astype(np.float32)
+    assert np.array_equal(off.spectrum(frames, rng), frames)
+    on = Augmentation(speed_probability=1, noise_probability=1)
+    assert 0.88 * RATE < len(on.sound(sound, rng)) < 1.13 * RATE
+    masked = on.spectrum(frames, rng)
+    assert masked.shape == frames.shape
+    assert (masked == 0).any()
