@@ -1,46 +1,28 @@
-"""The HTTP service: routes, limits, error bodies. ``python api.py`` serves on 127.0.0.1:8000."""
+"""The HTTP service: routes and the server process. ``python api.py`` serves on 127.0.0.1:8000."""
 
-import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from http import HTTPStatus
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request, UploadFile
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
-from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from config import Settings, read_settings, unknown_settings
-from custom_logger import RequestLogMiddleware, configure_logging, request_id
+from custom_logger import RequestLogMiddleware, configure_logging
+from gate import UploadGate
 from predictor import SpeechPredictor
-from service import ClientGone, Service
-from speech import errors
+from responses import HANDLERS, crashed, documented_errors
+from service import Service
 from speech.audio import BIT_DEPTH, CHANNELS, SAMPLE_RATE
-from speech.errors import SpeechError, Unavailable
 
 log = logging.getLogger("api")
 
 VERSION = "1.0.0"
 UPLOAD = "/upload/"
-
-STATUS: dict[type[SpeechError], int] = {  # the nearest ancestor counts
-    errors.SpeechError: 500,
-    errors.AudioError: 422,
-    errors.NotAWav: 415,
-    errors.DamagedWav: 400,
-    errors.AudioTooLong: 413,
-    errors.ModelError: 503,
-    errors.InferenceFailed: 500,
-    errors.Unavailable: 503,
-    errors.DeadlineExceeded: 504,
-}
 
 
 class Transcription(BaseModel):
@@ -52,152 +34,10 @@ class Transcription(BaseModel):
     processing_time: float = Field(description="seconds from the complete upload to the text", examples=[0.064])
 
 
-class ErrorBody(BaseModel):
-    """The one shape of everything that goes wrong."""
-
-    detail: str = Field(description="a sentence: what was expected, what was found")
-    code: str = Field(description="name of the error, stable between versions")
-    request_id: str = Field(description="the X-Request-ID of the answer and of the log lines")
-
-
 class Health(BaseModel):
     """Whether the process lives, or is ready."""
 
     status: str = Field(examples=["ok"])
-
-
-def error_response(status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An error in its one shape; a 5xx that trying again will not cure says so (``x-should-retry``)."""
-    body = ErrorBody(detail=detail, code=code, request_id=request_id.get())
-    headers = dict(headers or {})
-    if status in (500, 504):
-        headers["x-should-retry"] = "false"
-    return JSONResponse(body.model_dump(), status, headers)
-
-
-def speech_error_response(error: SpeechError) -> JSONResponse:
-    """The answer to an error of the tree; what a 500 hides is in the log."""
-    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    wait = {"Retry-After": f"{error.retry_after:.0f}"} if isinstance(error, Unavailable) and status == 503 else {}
-    return error_response(status, type(error).__name__, "internal error" if status == 500 else str(error), wait)
-
-
-async def _speech_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, SpeechError)
-    return speech_error_response(error)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    code = HTTPStatus(error.status_code).phrase.title().replace(" ", "").replace("-", "")
-    return error_response(error.status_code, code, str(error.detail), dict(error.headers or {}))
-
-
-async def _invalid_request(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    parts = [f"{'.'.join(str(place) for place in e['loc'])}: {e['msg']}" for e in error.errors()]
-    return error_response(422, "InvalidRequest", "; ".join(parts))
-
-
-async def _client_gone(request: Request, error: Exception) -> Response:
-    return error_response(499, "ClientGone", "the client hung up")  # seen by the log alone
-
-
-async def _crashed(scope: Scope, receive: Receive, send: Send) -> None:
-    await error_response(500, "InternalError", "internal error")(scope, receive, send)
-
-
-class UploadGate:
-    """Stops an upload as early as it can be known to be in vain. Plain ASGI, in front of the body's parser.
-
-    Not ready or no room: before a byte is read. Too large: by Content-Length, or as soon as the bytes received say
-    so. Too slow: when none come for the time that a request may take.
-    """
-
-    LINGER = 2.0  # seconds in which a refused body is still read, so that the client gets to see the answer
-
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app, self.service = app, service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] != UPLOAD:
-            return await self.app(scope, receive, send)
-        limit = self.service.settings.max_upload_bytes
-        promised = dict(scope["headers"]).get(b"content-length", b"0").decode("latin-1")
-        try:
-            await self.service.check_room()
-        except SpeechError as error:
-            return await self._refuse(speech_error_response(error), receive, send)
-        if promised.isdigit() and int(promised) > limit:
-            return await self._refuse(_too_large(limit, promised), receive, send)
-        self.service.in_flight += 1
-        try:
-            await self._pass_on(scope, receive, send)
-        finally:
-            self.service.in_flight -= 1
-
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        settings, received, complete = self.service.settings, 0, False
-        limit, refusal = settings.max_upload_bytes, None
-
-        async def counting_receive() -> Message:
-            nonlocal refusal, received, complete
-            if complete:  # the parser is done: what is left to come is the end of the connection
-                return await receive()
-            try:
-                async with asyncio.timeout(settings.timeout):
-                    message = await receive()
-            except TimeoutError:
-                refusal = error_response(
-                    408, "UploadTooSlow", f"expected more of the body within {settings.timeout:g} s"
-                )
-                return {"type": "http.disconnect"}
-            received += len(message.get("body", b""))
-            complete = not message.get("more_body", False)
-            if received > limit:
-                refusal = _too_large(limit, f"{received} or more")
-                return {"type": "http.disconnect"}
-            return message
-
-        async def silenced_send(message: Message) -> None:
-            if refusal is None:
-                await send(message)
-
-        try:
-            await self.app(scope, counting_receive, silenced_send)
-        except Exception:
-            if refusal is None:
-                raise
-        if refusal is not None:
-            await self._refuse(refusal, receive, send)
-
-    async def _refuse(self, response: JSONResponse, receive: Receive, send: Send) -> None:
-        """Answer at once, then read on for a moment: a client that still writes would see a reset, not the answer."""
-        headers = [*response.raw_headers, (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body, "more_body": True})
-        try:
-            async with asyncio.timeout(self.LINGER):
-                while (await receive()).get("more_body", False):
-                    pass
-        except TimeoutError:
-            pass
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _too_large(limit: int, found: str) -> JSONResponse:
-    return error_response(413, "UploadTooLarge", f"expected a body of at most {limit} bytes, found {found}")
-
-
-def _documented(*codes: tuple[int, str, str]) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's responses for errors: (status, code, example of the detail)."""
-    documented: dict[int | str, dict[str, Any]] = {}
-    for status, code, detail in codes:
-        entry = documented.setdefault(status, {"model": ErrorBody, "content": {"application/json": {"examples": {}}}})
-        entry["description"] = ", ".join(filter(None, [entry.get("description", ""), code]))
-        example = {"detail": detail, "code": code, "request_id": "3f1c0b4e"}
-        entry["content"]["application/json"]["examples"][code] = {"value": example}
-    return documented
 
 
 NOT_READY = [
@@ -239,16 +79,11 @@ def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> 
         version=VERSION,
         description="Transcribes 22050 Hz mono 16-bit PCM WAV files. Nothing leaves this machine.",
         lifespan=lifespan,
-        exception_handlers={
-            SpeechError: _speech_error,
-            HTTPException: _http_error,
-            RequestValidationError: _invalid_request,
-            ClientGone: _client_gone,
-        },
+        exception_handlers=HANDLERS,
     )
     app.state.service = service
-    app.add_middleware(UploadGate, service=service)
-    app.add_middleware(RequestLogMiddleware, crashed=_crashed)  # the outermost
+    app.add_middleware(UploadGate, service=service, paths=frozenset({UPLOAD}))
+    app.add_middleware(RequestLogMiddleware, crashed=crashed)  # the outermost
 
     @app.get("/", summary="Health check")
     async def root() -> dict[str, Any]:
@@ -272,14 +107,14 @@ def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> 
     async def healthz() -> Health:
         return Health(status="ok")
 
-    @app.get("/readyz", summary="The model is loaded and warm", responses=_documented(*NOT_READY))
+    @app.get("/readyz", summary="The model is loaded and warm", responses=documented_errors(*NOT_READY))
     async def readyz() -> Health:
         service.check_ready()
         return Health(status="ready")
 
-    @app.post(UPLOAD, summary="Transcribe a WAV file", responses=_documented(*UPLOAD_ERRORS))
+    @app.post(UPLOAD, summary="Transcribe a WAV file", responses=documented_errors(*UPLOAD_ERRORS))
     async def upload(request: Request, file: UploadFile) -> Transcription:
-        answer = await service.transcribe(await file.read(), request)
+        answer = await service.transcribe(file.file, request)
         return Transcription(
             transcryption=answer.transcript.text,
             duration=round(answer.duration, 3),

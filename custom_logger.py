@@ -5,6 +5,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -40,7 +41,8 @@ def configure_logging(settings: Settings) -> None:
         for name in names:
             logger = logging.getLogger(name)
             for old in logger.handlers:
-                old.close()
+                with suppress(OSError):  # what a full disk did not take
+                    old.close()
             logger.handlers, logger.propagate = handlers, False
             logger.setLevel(settings.log_level)
         if problem:

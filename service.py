@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from starlette.requests import Request
 
@@ -108,14 +108,16 @@ class Service:
         assert self._batcher is not None
         self._batcher.check_room(1.0)
 
-    async def transcribe(self, data: bytes, request: Request) -> Answer:
-        """The answer to one uploaded file, its body read to the end.
+    async def transcribe(self, file: BinaryIO, request: Request) -> Answer:
+        """The answer to one uploaded file, which has arrived as a whole and may lie on the disk.
+
+        It is read and decoded in one of a few threads: that bounds how many uploads are in memory at once.
 
         Raises:
             SpeechError: any of the tree; ClientGone: the client hung up first.
         """
         started = time.perf_counter()
-        waveform = await asyncio.to_thread(decode_wav, data, self.settings.max_seconds)
+        waveform = await asyncio.to_thread(lambda: decode_wav(file.read(), self.settings.max_seconds))
         check_length(waveform)
         assert self._batcher is not None
         work = self._batcher.submit(waveform, waveform.duration)

@@ -20,7 +20,7 @@ def test_the_drawn_tree_is_the_real_one():
 
 
 def test_every_error_has_the_status_of_the_design():
-    from api import speech_error_response
+    from responses import speech_error_response
 
     expected = {
         "NotAWav": 415, "DamagedWav": 400, "UnsupportedWav": 422, "AudioTooShort": 422, "AudioTooLong": 413,
@@ -37,7 +37,7 @@ def test_every_error_is_in_the_openapi_document(client: TestClient):
         for status, response in responses.items() if status != "200"
         for code in response["content"]["application/json"]["examples"]
     }  # fmt: skip
-    from api import speech_error_response
+    from responses import speech_error_response
 
     leaves = [kind for kind in TREE if not kind.__subclasses__()]
     assert {(speech_error_response(kind("x")).status_code, kind.__name__) for kind in leaves} <= documented

@@ -48,6 +48,13 @@ class Process:
             time.sleep(0.02)
         raise TimeoutError(f"{pattern} not in:\n{''.join(self.lines)}")
 
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stderr
+        self.process.stderr.close()
+
     def post(self, data: bytes) -> httpx.Response:
         return httpx.post(f"{self.url}/upload/", files={"file": ("a.wav", data)}, timeout=60)
 
@@ -56,8 +63,7 @@ class Process:
 def server(tmp_path: Path) -> Iterator[Process]:
     started = Process(tmp_path)
     yield started
-    started.process.kill()
-    started.process.wait()
+    started.stop()
 
 
 def test_health_answers_while_a_transcription_runs(server: Process):

@@ -137,7 +137,7 @@ def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: s
     network.load_state_dict(state["averaged"])
     count = write_weights(network.keras_weights(), recipe["rnn_layers"], recipe["rnn_units"], folder)
     data, data_text = _data_lines(train, recipe["repeat"])
-    step, _, elapsed, heard = state["progress"]
+    step, _, elapsed, heard, _ = state["progress"]
     training = {
         "command": command,
         "recipe": recipe,

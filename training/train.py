@@ -31,6 +31,8 @@ from training.augment import Augmentation
 from training.dataset import Clip, batches, load_clips, read_utterances, repeat
 from training.torch_model import Network
 
+SAVE_SECONDS = 600  # between two checkpoints
+
 log = logging.getLogger("training.train")
 
 
@@ -117,13 +119,14 @@ class Trainer:
             lr=recipe.learning_rate,
         )
         self.step, self.epoch, self.elapsed, self.heard = 0, 0, 0.0, 0.0
+        self.position, self.length = 0, 1  # batches of this epoch that are behind us, and in all
         self.checkpoint = out / "checkpoint.pt"
         if self.checkpoint.exists():
             state = torch.load(self.checkpoint, weights_only=True)
             self.network.load_state_dict(state["network"])
             self.averaged.load_state_dict(state["averaged"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.epoch, self.elapsed, self.heard = state["progress"]
+            self.step, self.epoch, self.elapsed, self.heard, self.position = state["progress"]
             log.info("resumed at step %d, epoch %d, after %.2f h", self.step, self.epoch, self.elapsed / 3600)
 
     def start_from(self, weights: Path) -> None:
@@ -135,33 +138,32 @@ class Trainer:
     def progress(self) -> float:
         """How much of the run is behind us, 0 … 1."""
         hours = self.elapsed / 3600 / self.recipe.hours
-        return min(1.0, max(hours, (self.epoch + self.in_epoch) / self.recipe.epochs))
+        return min(1.0, max(hours, (self.epoch + self.position / self.length) / self.recipe.epochs))
 
     def run(self) -> None:
         """Train until the epochs or the hours are over; checkpoint and score every ten minutes."""
         recipe, last, started = self.recipe, time.monotonic(), time.monotonic()
         before = self.elapsed
-        self.in_epoch = 0.0
         while self.progress() < 1:
             rng = np.random.default_rng((recipe.seed, self.epoch))
             chosen = repeat(self.train, recipe.repeat, rng)
             plan = list(batches(chosen, recipe.batch_seconds, rng, by_length=self.epoch == 0))
-            bar = tqdm(plan, desc=f"epoch {self.epoch}", unit="batch", mininterval=30)
-            for i, group in enumerate(bar):
-                self.in_epoch = i / len(plan)
-                self.elapsed = before + time.monotonic() - started
-                if self.progress() >= 1:
-                    break
+            self.length = len(plan)
+            bar = tqdm(plan[self.position :], desc=f"epoch {self.epoch}", unit="batch", mininterval=10)
+            for group in bar:
                 loss = self.learn(group, rng)
+                self.position += 1
+                self.elapsed = before + time.monotonic() - started
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 if self.step % 20 == 0:
                     self.note({"loss": round(loss, 4), "lr": self.optimizer.param_groups[0]["lr"]})
-                if time.monotonic() - last > 600:
+                if time.monotonic() - last > SAVE_SECONDS:
                     last = time.monotonic()
                     self.save()
-            else:
-                self.epoch += 1
-                self.in_epoch = 0.0
+                if self.progress() >= 1:
+                    break
+            if self.position == self.length:
+                self.epoch, self.position = self.epoch + 1, 0
         self.save()
 
     def learn(self, group: Sequence[Clip], rng: np.random.Generator) -> float:
@@ -213,7 +215,7 @@ class Trainer:
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "progress": (self.step, self.epoch, self.elapsed, self.heard),
+            "progress": (self.step, self.epoch, self.elapsed, self.heard, self.position),
         }
         temporary = self.checkpoint.with_suffix(".tmp")
         torch.save(state, temporary)
