@@ -5,7 +5,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 import uvicorn
 from fastapi import FastAPI, Request, UploadFile
@@ -14,10 +14,15 @@ from pydantic import BaseModel, Field
 from config import Settings, read_settings, unknown_settings
 from custom_logger import RequestLogMiddleware, configure_logging
 from gate import UploadGate
+from openai_api import Transcription as OpenAITranscription
+from openai_api import create_router
+from openai_errors import PATHS, OpenAIErrors
 from predictor import SpeechPredictor
 from responses import HANDLERS, crashed, documented_errors
 from service import Service
 from speech.audio import BIT_DEPTH, CHANNELS, SAMPLE_RATE
+from speech.formats import decode_audio
+from speech.segments import segments
 
 log = logging.getLogger("api")
 
@@ -82,8 +87,9 @@ def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> 
         exception_handlers=HANDLERS,
     )
     app.state.service = service
-    app.add_middleware(UploadGate, service=service, paths=frozenset({UPLOAD}))
-    app.add_middleware(RequestLogMiddleware, crashed=crashed)  # the outermost
+    app.add_middleware(UploadGate, service=service, paths=frozenset({UPLOAD, *PATHS}))
+    app.add_middleware(RequestLogMiddleware, crashed=crashed)
+    app.add_middleware(OpenAIErrors)  # the outermost
 
     @app.get("/", summary="Health check")
     async def root() -> dict[str, Any]:
@@ -122,6 +128,12 @@ def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> 
             processing_time=round(answer.processing_time, 4),
         )
 
+    async def hear(file: BinaryIO, request: Request) -> OpenAITranscription:
+        answer = await service.transcribe(file, request, decode_audio)
+        said = answer.transcript
+        return OpenAITranscription(said.text, said.words, segments(said.words), answer.duration)
+
+    app.include_router(create_router(hear, settings.model_folder.name))
     return app
 
 

@@ -17,7 +17,7 @@ from speech.audio import Waveform, decode_wav
 from speech.ctc import LogProbs, Transcript, decode_greedy
 from speech.engine import Engine, load_engine
 from speech.errors import InferenceFailed, SpeechError
-from speech.features import SECONDS_PER_FRAME, spectrogram
+from speech.features import SECONDS_PER_FRAME, covered_seconds, spectrogram
 from speech.model_card import read_card
 
 log = logging.getLogger("predictor")
@@ -103,7 +103,7 @@ class SpeechPredictor:
         log_probs = self._run(frames, n_frames)
         ran = time.perf_counter()
         transcripts = [
-            decode_greedy(LogProbs(values[: (n + 1) // 2]), self.alphabet)
+            decode_greedy(LogProbs(values[: (n + 1) // 2]), self.alphabet, covered_seconds(n))
             for values, n in zip(log_probs, n_frames.tolist(), strict=True)
         ]
         return transcripts, Stages(encoded - started, ran - encoded, time.perf_counter() - ran)

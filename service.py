@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from speech.features import check_length
 log = logging.getLogger("predictor")
 
 T = TypeVar("T")
+Decode = Callable[[bytes, float], Waveform]  # (bytes of a file, most seconds) → sound
 
 
 class ClientGone(Exception):
@@ -108,7 +109,7 @@ class Service:
         assert self._batcher is not None
         self._batcher.check_room(1.0)
 
-    async def transcribe(self, file: BinaryIO, request: Request) -> Answer:
+    async def transcribe(self, file: BinaryIO, request: Request, decode: Decode = decode_wav) -> Answer:
         """The answer to one uploaded file, which has arrived as a whole and may lie on the disk.
 
         It is read and decoded in one of a few threads: that bounds how many uploads are in memory at once.
@@ -117,7 +118,7 @@ class Service:
             SpeechError: any of the tree; ClientGone: the client hung up first.
         """
         started = time.perf_counter()
-        waveform = await asyncio.to_thread(lambda: decode_wav(file.read(), self.settings.max_seconds))
+        waveform = await asyncio.to_thread(lambda: decode(file.read(), self.settings.max_seconds))
         check_length(waveform)
         assert self._batcher is not None
         work = self._batcher.submit(waveform, waveform.duration)

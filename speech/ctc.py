@@ -1,6 +1,13 @@
-"""From log-probabilities to text: greedy CTC decoding."""
+"""From log-probabilities to text: greedy CTC decoding.
 
+A CTC network writes a character in a few steps at some place inside its sound, the rest is blank: a word's first
+character tends to come late and its last one early. The times tell where the network wrote, to 14.5 ms; the sound
+itself can begin some ten milliseconds before and last as long after.
+"""
+
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -19,26 +26,54 @@ class LogProbs:
 
 
 @dataclass(frozen=True, slots=True)
-class Transcript:
-    """The answer: the text, and how sure the model is of it (0 … 1)."""
+class Word:
+    """A word without spaces, ``start`` and ``end`` in seconds, ``confidence`` 0 … 1."""
 
     text: str
+    start: float
+    end: float
     confidence: float
 
 
-def decode_greedy(log_probs: LogProbs, alphabet: Alphabet) -> Transcript:
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """The answer: the text, how sure the model is of it (0 … 1), and its words with their times."""
+
+    text: str
+    confidence: float
+    words: tuple[Word, ...] = ()
+
+
+def decode_greedy(log_probs: LogProbs, alphabet: Alphabet, duration: float = math.inf) -> Transcript:
     """Best path decoding: the best label of each step, repeats collapsed, blank and label 0 dropped.
 
-    The confidence is the geometric mean of the probabilities of the steps that wrote a character, 0 for no text.
+    A word starts with the first step of its first character and ends after the last step of its last one, at the
+    latest after ``duration`` seconds: words come in order and do not overlap. A confidence is the geometric mean of
+    the probabilities of the steps that wrote the word's, or the text's, characters; 0 for no text.
     Source: Graves et al., Connectionist Temporal Classification, ICML 2006, section 3.2.
     """
-    values = log_probs.values
-    best = values.argmax(axis=1)
-    # Label 0 and the blank both write nothing, but neither ends a repeat of the other.
-    starts = np.diff(best, prepend=-1) != 0
-    written = (best != alphabet.blank) & (best != 0)
-    peaks = values.max(axis=1)[written]
-    return Transcript(
-        text=" ".join(alphabet.decode(best[starts & written].tolist()).split()),
-        confidence=float(np.exp(peaks.mean())) if len(peaks) else 0.0,
-    )
+    best, peaks = log_probs.values.argmax(axis=1), log_probs.values.max(axis=1)
+    # Label 0 writes nothing, but it parts repeats as the blank does.
+    changes = np.flatnonzero(np.diff(best, prepend=-1))
+    words: list[Word] = []
+    text, steps = "", list[int]()
+    for start, stop in pairwise([*changes.tolist(), len(best)]):
+        character = alphabet.decode([best[start]])
+        if character.isspace():
+            words += _word(text, steps, peaks, duration)
+            text, steps = "", []
+        elif character:
+            text += character
+            steps.extend(range(start, stop))
+    words += _word(text, steps, peaks, duration)
+    written = np.isin(best, (0, alphabet.blank), invert=True)
+    confidence = float(np.exp(peaks[written].mean())) if words else 0.0
+    return Transcript(" ".join(word.text for word in words), confidence, tuple(words))
+
+
+def _word(text: str, steps: list[int], peaks: npt.NDArray[np.float32], duration: float) -> list[Word]:
+    """The word that was written at these steps, if any was."""
+    if not text:
+        return []
+    start, end = (min(step * SECONDS_PER_STEP, duration) for step in (steps[0], steps[-1] + 1))
+    return [Word(text, start, end, float(np.exp(peaks[steps].mean())))]

@@ -38,6 +38,11 @@ def count_frames(n_samples: int) -> int:
     return max(0, 1 + (n_samples - FRAME_LENGTH) // FRAME_STEP)
 
 
+def covered_seconds(n_frames: int) -> float:
+    """Seconds of sound that so many frames hear: what a waveform has beyond them is less than one step."""
+    return ((n_frames - 1) * FRAME_STEP + FRAME_LENGTH) / SAMPLE_RATE
+
+
 def check_length(waveform: Waveform) -> None:
     """Raise AudioTooShort if the waveform has fewer than 256 samples: not even one frame."""
     if not count_frames(len(waveform.samples)):

@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -212,6 +213,26 @@ def test_concurrent_uploads_get_their_own_answers(settings: Settings):
     assert together == alone
     assert len(set(alone)) > 5
     assert max(engine.batches) > 1  # they were really run in batches
+
+
+def test_the_openai_endpoint_takes_what_upload_refuses(client: TestClient):
+    stereo = make_wav(np.repeat(make_sound(1), 2), channels=2)
+    assert upload(client, stereo).status_code == 422
+    answer = client.post("/v1/audio/transcriptions", files={"file": ("a.wav", stereo)})
+    assert answer.json()["text"] == upload(client, GOOD).json()["transcryption"]
+    verbose = client.post(
+        "/v1/audio/transcriptions", files={"file": ("a.wav", GOOD)}, data={"response_format": "verbose_json"}
+    ).json()
+    assert verbose["duration"] == 1.0
+    assert verbose["segments"][0]["end"] <= 1.0
+
+
+def test_the_openai_endpoint_is_behind_the_same_gate(settings: Settings):
+    small = settings.model_copy(update={"max_upload_bytes": 2000})
+    with TestClient(create_app(small, SpeechPredictor(FakeEngine()))) as client:
+        response = client.post("/v1/audio/transcriptions", files={"file": ("a.wav", GOOD)})
+        assert (response.status_code, response.json()["code"]) == (413, "UploadTooLarge")
+        assert response.json()["error"]["code"] == "upload_too_large"
 
 
 def test_openapi_shows_examples(client: TestClient):

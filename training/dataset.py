@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import soxr
 from tqdm import tqdm
 
 from speech.alphabet import normalise_text
 from speech.audio import SAMPLE_RATE
 from speech.features import FRAME_LENGTH
+from speech.formats import resample
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def load_audio(path: Path) -> np.ndarray:
     Resampled by soxr (high quality) and rounded to 16 bits, exactly what the service would get uploaded.
     """
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    mono = soxr.resample(samples.mean(axis=1), rate, SAMPLE_RATE)
+    mono = resample(samples.mean(axis=1), rate)
     return np.clip(np.rint(mono * 32768), -32768, 32767).astype(np.int16)
 
 

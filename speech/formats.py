@@ -1,0 +1,228 @@
+"""Sound from any common file, decided by its content: decoded block by block, mixed to mono, resampled to 22050 Hz.
+
+WAV, AIFF, FLAC, Ogg and MP3 are read by libsndfile (soundfile), m4a, mp4 and webm by FFmpeg (PyAV, optional). A file
+that breaks off is decoded as far as it goes, and the break is logged. Nothing that a header says of a length is
+believed: what was decoded is counted, so that minutes of silence in a few bytes cost no more than ``max_seconds``.
+"""
+
+import io
+import logging
+import re
+import struct
+from collections.abc import Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from speech.audio import FULL_SCALE, SAMPLE_RATE, Waveform, from_pcm16
+from speech.errors import AudioTooLong, DamagedWav, NotAWav, UnsupportedWav
+
+if TYPE_CHECKING:
+    from av import AudioFrame
+
+READ = "WAV, AIFF, FLAC, Ogg (Vorbis, Opus, FLAC), MP3, m4a, mp4 or webm"
+MIN_RATE, MAX_RATE = 4000, 384_000  # Hz
+MAX_CHANNELS = 16
+MAX_PACKETS = 2**21  # that an mp4 may announce: 12 hours of AAC; FFmpeg allots 32 bytes for each
+BLOCK = 16384  # frames decoded at once
+UNSUPPORTED_ENCODING = 4  # SF_ERR_UNSUPPORTED_ENCODING of sndfile.h
+# Boxes of an mp4 that announce packets, up to the number; a compressed header (cmov) could announce any.
+COUNTS = re.compile(rb"st(?:sz|z2).{8}(?P<stsz>.{4})|trun.{4}(?P<trun>.{4})|cmov", re.DOTALL)
+FFMPEG = {"advanced_editlist": "0"}  # edit lists could repeat a second of sound into hours before a block is decoded
+
+Block = npt.NDArray[np.float32]  # (n, channels)
+
+log = logging.getLogger(__name__)
+
+
+def decode_audio(data: bytes, max_seconds: float = float("inf")) -> Waveform:
+    """Sound of a file, channels averaged, at 22050 Hz and rounded to 16 bits as in training.
+
+    A 22050 Hz mono 16-bit WAV file comes out exactly as `speech.audio.decode_wav` gives it.
+
+    Raises:
+        NotAWav: not a file of a kind that we read, or one that needs the package ``av``, which is not installed.
+        DamagedWav: empty, or not one sample of it can be decoded.
+        UnsupportedWav: no track with sound, an unknown encoding, or a rate or channel count out of bounds.
+        AudioTooLong: more than ``max_seconds``.
+    """
+    kind = _kind(data)
+    rate, blocks = _open_av(data, kind) if kind in ("mov", "matroska") else _open_soundfile(data)
+    done: list[npt.NDArray[np.int16]] = []
+    for block in _resampled(_mono(blocks, rate, max_seconds), rate):
+        done.append(np.clip(np.rint(block * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16))
+    return from_pcm16(np.concatenate(done))
+
+
+def resample(samples: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.float32]:
+    """Samples float32 (n,) of any rate in Hz as float32 (⌈n · 22050 / rate⌉ or one less,) at 22050 Hz.
+
+    soxr, high quality: what the new rate cannot hold is 100 dB down or more, never an alias.
+    """
+    return np.concatenate(list(_resampled(iter([samples]), rate)))
+
+
+def _resampled(blocks: Iterator[npt.NDArray[np.float32]], rate: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Blocks (n,) at 22050 Hz; joined they are the same however the sound is cut."""
+    if rate == SAMPLE_RATE:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield stream.resample_chunk(block)
+    yield stream.resample_chunk(np.empty(0, np.float32), last=True)
+
+
+def _mono(blocks: Iterator[Block], rate: int, max_seconds: float) -> Iterator[npt.NDArray[np.float32]]:
+    """Averaged channels (n,) in [-1, 1], counted and checked; ends where the file breaks off after a first sample."""
+    decoded = 0
+    try:
+        for block in blocks:
+            if not np.isfinite(block).all():
+                raise DamagedWav("expected finite samples, found infinite ones or NaN")
+            decoded += len(block)
+            if decoded > max_seconds * rate:
+                raise AudioTooLong(f"expected at most {max_seconds:g} s of sound, found {decoded / rate:.1f} s or more")
+            yield np.clip(block, -1, 1).mean(axis=1, dtype=np.float32)
+    except DamagedWav as error:
+        if not decoded:
+            raise
+        log.warning("decoding stopped after %.2f s: %s", decoded / rate, error)
+    if not decoded:
+        raise DamagedWav("expected sound, found not one sample that can be decoded")
+
+
+def _kind(data: bytes) -> str:
+    """What the first bytes announce: ``sndfile``, or FFmpeg's name of the container."""
+    if not data:
+        raise DamagedWav("expected a file with sound, found an empty one")
+    form = data[:4], data[8:12]
+    if form in ((b"RIFF", b"WAVE"), (b"RIFX", b"WAVE"), (b"RF64", b"WAVE"), (b"FORM", b"AIFF"), (b"FORM", b"AIFC")):
+        return "sndfile"
+    if data[:4] in (b"fLaC", b"OggS") or data[:3] == b"ID3" or _is_mpeg_audio(data[:4]):
+        return "sndfile"
+    if data[4:8] == b"ftyp":
+        return "mov"
+    if data[:4] == b"\x1aE\xdf\xa3":
+        return "matroska"
+    raise NotAWav(f"expected {READ}, found a file that begins with {data[:12]!r}")
+
+
+def _is_mpeg_audio(header: bytes) -> bool:
+    """Whether four bytes are the header of an MP3 frame: none of its fields reserved, unlike AAC's layer 0."""
+    word = int.from_bytes(header, "big")
+    version, layer, bit_rate, rate = word >> 19 & 3, word >> 17 & 3, word >> 12 & 15, word >> 10 & 3
+    return len(header) == 4 and word >> 21 == 0x7FF and version != 1 and layer != 0 and bit_rate != 15 and rate != 3
+
+
+def _check_sound(rate: int, channels: int) -> None:
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise UnsupportedWav(f"sample rate: expected {MIN_RATE} to {MAX_RATE} Hz, found {rate} Hz")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise UnsupportedWav(f"channel count: expected 1 to {MAX_CHANNELS}, found {channels}")
+
+
+class _Bytes(io.BytesIO):
+    """libsndfile seeks to before the beginning of damaged files: it stays at the beginning."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """The new position."""
+        return super().seek(max(0, offset) if whence == io.SEEK_SET else offset, whence)
+
+
+class _Sequential(soundfile.SoundFile):
+    """A sound file that is only read on: soundfile seeks after each block, which spoils MP3 at every border."""
+
+    def seekable(self) -> bool:
+        """No."""
+        return False
+
+
+def _open_soundfile(data: bytes) -> tuple[int, Iterator[Block]]:
+    """Rate in Hz and blocks of a file that libsndfile reads."""
+    try:
+        file = _Sequential(_Bytes(data))
+    except soundfile.LibsndfileError as error:
+        if error.code == UNSUPPORTED_ENCODING:
+            raise UnsupportedWav(f"expected {READ}, found an encoding that cannot be read: {error}") from None
+        raise DamagedWav(f"expected a file that can be decoded, found: {error}") from None
+    _check_sound(file.samplerate, file.channels)
+
+    def blocks() -> Iterator[Block]:
+        with file:
+            try:
+                while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+                    yield block
+            except soundfile.LibsndfileError as error:
+                raise DamagedWav(f"expected a file that can be decoded, found: {error}") from None
+
+    return file.samplerate, blocks()
+
+
+def _open_av(data: bytes, container: str) -> tuple[int, Iterator[Block]]:
+    """Rate in Hz and blocks of the first track with sound of a file that FFmpeg reads as that container."""
+    if container == "mov":
+        _check_mp4(data)
+    try:
+        import av
+    except ImportError:
+        raise NotAWav(
+            f"expected {READ}; m4a, mp4 and webm need the Python package 'av', which is not installed"
+        ) from None
+
+    def frames() -> "Iterator[AudioFrame]":
+        try:
+            with av.open(io.BytesIO(data), "r", format=container, options=FFMPEG, metadata_errors="ignore") as file:
+                if not file.streams.audio:
+                    raise UnsupportedWav("expected a track with sound, found none")
+                yield from file.decode(file.streams.audio[0])
+        except (av.FFmpegError, ValueError) as error:
+            raise DamagedWav(f"expected a file that can be decoded, found: {error}") from None
+
+    rest = frames()
+    first = next(rest, None)
+    if first is None:
+        raise DamagedWav("expected sound, found not one sample that can be decoded")
+    rate, channels = first.sample_rate, first.layout.nb_channels
+    _check_sound(rate, channels)
+
+    def blocks() -> Iterator[Block]:
+        for frame in chain([first], rest):
+            if (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
+                raise DamagedWav("expected one sample rate and channel count, found them changed midway")
+            yield _frame_samples(frame)
+
+    return rate, blocks()
+
+
+def _frame_samples(frame: "AudioFrame") -> Block:
+    """Samples float32 (n, channels), full scale 1, of a frame of FFmpeg's."""
+    values: npt.NDArray[Any] = frame.to_ndarray()
+    values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
+    if values.dtype.kind == "f":
+        return values.astype(np.float32)
+    half = 2.0 ** (8 * values.dtype.itemsize - 1)
+    return (values / half - (values.dtype.kind == "u")).astype(np.float32)
+
+
+def _check_mp4(data: bytes) -> None:
+    """Raise UnsupportedWav for a header that would make FFmpeg fill gigabytes: it allots all packets it is told of.
+
+    All but the sound itself (``mdat``) is searched for the boxes that count packets, however they are nested.
+    Source: ISO 14496-12, 8.7.3 (stsz, stz2) and 8.8.8 (trun).
+    """
+    start, packets = 0, 0
+    while start + 8 <= len(data):
+        size, name = struct.unpack_from(">I4s", data, start)
+        if size == 1:
+            size = int.from_bytes(data[start + 8 : start + 16], "big")
+        stop = min(len(data), start + size) if size >= 8 else len(data)
+        for found in COUNTS.finditer(data, start, stop) if name != b"mdat" else ():
+            packets += int.from_bytes(found["stsz"] or found["trun"] or b"\xff" * 4, "big")
+        start = stop
+    if packets > MAX_PACKETS:
+        raise UnsupportedWav(f"expected at most {MAX_PACKETS} packets in an mp4, found {packets} announced")

@@ -1,0 +1,318 @@
+"""Every container, rate, width and channel count, from sound that the tests make; hostile bytes; bounds."""
+
+import io
+import itertools
+import logging
+import struct
+import sys
+import time
+import tracemalloc
+
+import av
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from speech.audio import SAMPLE_RATE, decode_wav
+from speech.errors import AudioError, AudioTooLong, DamagedWav, NotAWav, UnsupportedWav
+from speech.formats import MAX_PACKETS, decode_audio, resample
+
+LEVEL = 0.25  # of the 1 kHz tone
+SECONDS = 1.0
+
+RATES = [8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000, 96000]
+MP3_RATES = [8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000]
+OPUS_RATES = [8000, 12000, 16000, 24000, 48000]
+AAC_RATES = [8000, 11025, 16000, 22050, 32000, 44100, 48000, 96000]
+WAV_WIDTHS = ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM"]
+TOLERANCE = {  # of the level, as these encoders write it; of all others 0.1 %
+    **dict.fromkeys(["PCM_U8", "PCM_S8", "pcm_u8", "ULAW", "ALAW"], 0.02),
+    **dict.fromkeys(["IMA_ADPCM", "VORBIS", "OPUS", "MPEG_LAYER_III", "aac", "libopus"], 0.11),
+}
+# container, encodings, rates, channel counts: of soundfile, or of av where the container is in lower case
+CELLS = [
+    ("WAV", WAV_WIDTHS, RATES, [1, 2]),
+    ("WAV", ["PCM_16", "FLOAT"], [44100], [3, 6, 8, 16]),
+    ("WAVEX", ["PCM_16", "PCM_24"], [16000, 48000], [1, 2, 6]),
+    ("RF64", ["PCM_16"], [48000], [1, 2]),
+    ("FLAC", ["PCM_S8", "PCM_16", "PCM_24"], RATES, [1, 2, 8]),
+    ("OGG", ["VORBIS"], RATES, [1, 2, 4]),
+    ("OGG", ["OPUS"], OPUS_RATES, [1, 2, 4]),
+    ("MP3", ["MPEG_LAYER_III"], MP3_RATES, [1, 2]),
+    ("AIFF", ["PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"], RATES, [1, 2]),
+    ("mp4", ["aac"], AAC_RATES, [1, 2]),
+    ("ipod", ["aac", "alac"], [16000, 44100], [1, 2]),  # m4a
+    ("webm", ["libopus"], OPUS_RATES, [1, 2]),
+    ("matroska", ["pcm_s16le", "pcm_s24le", "pcm_u8", "pcm_f32le"], [16000, 44100], [1, 2]),
+]
+MATRIX = [(c, e, r, n) for c, *lists in CELLS for e, r, n in itertools.product(*lists)]
+
+
+def tone(hertz: float, rate: int, seconds: float = SECONDS, level: float = LEVEL) -> np.ndarray:
+    """A sine, float64 (n,)."""
+    return level * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+
+
+def encode(container: str, encoding: str, samples: np.ndarray, rate: int) -> bytes:
+    """A file of samples (n, channels)."""
+    file = io.BytesIO()
+    if container.isupper():
+        soundfile.write(file, samples, rate, format=container, subtype=encoding)
+        return file.getvalue()
+    layout = "mono" if samples.shape[1] == 1 else "stereo"
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T, np.float32), format="fltp", layout=layout)
+    frame.sample_rate = rate
+    with av.open(file, "w", format=container) as output:
+        stream = output.add_stream(encoding, rate=rate, layout=layout)
+        size = stream.codec_context.frame_size or 1024
+        fitted = av.AudioResampler(stream.codec_context.format, layout, rate, size)
+        for part in [*fitted.resample(frame), *fitted.resample(None), None]:
+            output.mux(stream.encode(part))
+    return file.getvalue()
+
+
+def level_of(samples: np.ndarray, hertz: float, rate: int = SAMPLE_RATE) -> float:
+    """Amplitude of a sine in the middle of the samples, by correlation."""
+    middle = samples[len(samples) // 4 : -len(samples) // 4].astype(np.float64)
+    wave = np.exp(-2j * np.pi * hertz * np.arange(len(middle)) / rate) * np.hanning(len(middle))
+    return float(2 * abs(middle @ wave) / np.hanning(len(middle)).sum())
+
+
+@pytest.mark.parametrize(("container", "encoding", "rate", "channels"), MATRIX)
+def test_a_tone_is_a_tone_in_every_cell(container: str, encoding: str, rate: int, channels: int):
+    data = encode(container, encoding, np.repeat(tone(1000, rate)[:, None], channels, axis=1), rate)
+    found = decode_audio(data, max_seconds=SECONDS + 0.4)
+    assert found.samples.dtype == np.float32
+    assert np.abs(found.samples).max() < 1
+    assert SECONDS - 0.001 <= found.duration <= SECONDS + 0.4  # codecs pad
+    level = level_of(found.samples, 1000)
+    assert level == pytest.approx(LEVEL, rel=TOLERANCE.get(encoding, 0.001))
+    assert np.std(found.samples[8000:18000]) == pytest.approx(level / 2**0.5, rel=0.02)  # and there is nothing else
+
+
+def test_what_decode_wav_reads_comes_out_bit_for_bit():
+    samples = np.random.default_rng(0).integers(-32768, 32768, 30_000, dtype=np.int16)
+    for container in ("WAV", "WAVEX"):
+        data = encode(container, "PCM_16", samples[:, None], SAMPLE_RATE)
+        assert np.array_equal(decode_audio(data).samples, decode_wav(data).samples)
+    assert np.array_equal(
+        decode_audio(encode("FLAC", "PCM_16", samples[:, None], 22050)).samples, decode_wav(data).samples
+    )
+
+
+@pytest.mark.parametrize("rate", [16000, 44100, 48000])
+def test_a_file_is_resampled_as_one_piece_though_it_is_read_in_blocks(rate: int):
+    samples = np.random.default_rng(1).uniform(-0.4, 0.4, 100_000)
+    data = encode("WAV", "FLOAT", samples[:, None], rate)
+    whole = np.rint(resample(samples.astype(np.float32), rate) * 32768) / 32768
+    assert np.array_equal(decode_audio(data).samples, whole.astype(np.float32))
+
+
+def test_an_mp3_read_in_blocks_has_no_seams():
+    """soundfile seeks after each block that it reads, and MP3 comes out broken at every border."""
+    noise = np.random.default_rng(2).normal(0, 0.1, 200_000)
+    data = encode("MP3", "MPEG_LAYER_III", noise[:, None], SAMPLE_RATE)
+    whole, _ = soundfile.read(io.BytesIO(data), dtype="float32")
+    assert np.abs(decode_audio(data).samples - whole).max() <= 1 / 32768
+
+
+def test_channels_are_averaged():
+    both = np.stack([tone(1000, 44100), tone(3000, 44100)], axis=1)
+    found = decode_audio(encode("FLAC", "PCM_16", both, 44100)).samples
+    assert level_of(found, 1000) == pytest.approx(LEVEL / 2, rel=0.01)
+    assert level_of(found, 3000) == pytest.approx(LEVEL / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("hertz", "rate", "alias"), [(15_000, 44100, 7050), (15_000, 48000, 7050), (12_500, 96000, 9550)]
+)
+def test_nothing_above_the_new_band_comes_back_as_an_alias(hertz: int, rate: int, alias: int):
+    found = resample(tone(hertz, rate, level=0.9).astype(np.float32), rate)
+    assert 20 * np.log10(level_of(found, alias) / 0.9 + 1e-12) < -80
+    middle = found[2000:-2000]
+    assert 20 * np.log10(np.abs(middle).max() / 0.9 + 1e-12) < -80
+    assert abs(len(found) - SAMPLE_RATE) <= 1
+
+
+def test_resampling_keeps_levels_and_the_rate_of_the_service_as_it_is():
+    samples = tone(1000, SAMPLE_RATE).astype(np.float32)
+    assert np.array_equal(resample(samples, SAMPLE_RATE), samples)
+    for rate in (8000, 16000, 44100, 48000, 192_000):
+        assert level_of(resample(tone(3000, rate).astype(np.float32), rate), 3000) == pytest.approx(LEVEL, rel=0.001)
+
+
+SOUND = (tone(1000, 48000, 3.0) + np.random.default_rng(3).normal(0, 0.05, 144_000))[:, None]
+FILES = {  # 3 s of each
+    "wav": encode("WAV", "PCM_16", SOUND, 48000),
+    "aiff": encode("AIFF", "PCM_16", SOUND, 48000),
+    "flac": encode("FLAC", "PCM_16", SOUND, 48000),
+    "vorbis": encode("OGG", "VORBIS", SOUND, 48000),
+    "opus": encode("OGG", "OPUS", SOUND, 48000),
+    "mp3": encode("MP3", "MPEG_LAYER_III", SOUND, 48000),
+    "webm": encode("webm", "libopus", SOUND, 48000),
+    "mp4": encode("mp4", "aac", SOUND, 48000),
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FILES if kind != "mp4"])
+def test_a_file_that_breaks_off_is_decoded_as_far_as_it_goes(kind: str):
+    found = decode_audio(FILES[kind][: len(FILES[kind]) * 2 // 3])
+    assert 0.9 < found.duration < 2.1  # Ogg breaks off at a page, which holds up to a second
+    assert level_of(found.samples, 1000) == pytest.approx(LEVEL, rel=0.05)
+
+
+def test_a_break_is_logged(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING, "speech.formats"):
+        decode_audio(FILES["flac"][: len(FILES["flac"]) // 2])
+    assert "stopped after" in caplog.text
+
+
+def test_an_mp4_without_its_index_is_damaged():
+    with pytest.raises(DamagedWav, match="can be decoded"):
+        decode_audio(FILES["mp4"][: len(FILES["mp4"]) * 2 // 3])
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_sound_that_is_too_long_is_refused_while_it_is_decoded(kind: str):
+    assert decode_audio(FILES[kind], max_seconds=3.1).duration >= 3
+    with pytest.raises(AudioTooLong, match="at most 2 s"):
+        decode_audio(FILES[kind], max_seconds=2)
+
+
+def test_hours_in_a_small_file_cost_no_more_than_the_limit():
+    hour = np.zeros(3600 * 8000, np.int16)
+    data = encode("FLAC", "PCM_16", hour[:, None], 8000)
+    assert len(data) < 1_000_000
+    tracemalloc.start()
+    started = time.perf_counter()
+    with pytest.raises(AudioTooLong):
+        decode_audio(data, max_seconds=120)
+    assert time.perf_counter() - started < 2
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("claimed", [0, 2**20, 2**36 - 1])
+def test_the_length_in_a_flac_header_is_not_believed(claimed: int):
+    data = bytearray(FILES["flac"])
+    data[21] = data[21] & 0xF0 | claimed >> 32
+    data[22:26] = (claimed & 0xFFFFFFFF).to_bytes(4, "big")
+    assert decode_audio(bytes(data), max_seconds=4).duration == pytest.approx(3, abs=0.01)
+
+
+def test_the_length_in_a_wav_header_of_a_stream_is_not_believed():
+    data, at = bytearray(FILES["wav"]), FILES["wav"].index(b"data")
+    data[at + 4 : at + 8] = data[4:8] = b"\xff" * 4
+    assert decode_audio(bytes(data), max_seconds=4).duration == pytest.approx(3, abs=0.01)
+
+
+@pytest.mark.parametrize("box", [b"stsz", b"trun", b"cmov"])
+@pytest.mark.parametrize("wrapped", [b"", b"edts"])
+def test_an_mp4_that_announces_millions_of_packets_is_refused_before_ffmpeg_sees_it(box: bytes, wrapped: bytes):
+    """28 kB of these made FFmpeg fill 2 GB and 6 s."""
+    number = struct.pack(">I", MAX_PACKETS + 1)
+    inner = box + bytes(4) + (bytes(4) if box == b"stsz" else b"") + number + bytes(20)
+    moov = (
+        b"moov"
+        + (struct.pack(">I", len(inner) + 12) + wrapped if wrapped else b"")
+        + struct.pack(">I", len(inner) + 4)
+        + inner
+    )
+    data = FILES["mp4"] + struct.pack(">I", len(moov) + 4) + moov
+    started = time.perf_counter()
+    with pytest.raises(UnsupportedWav, match=str(MAX_PACKETS)):
+        decode_audio(data)
+    assert time.perf_counter() - started < 0.5
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "words"),
+    [
+        (b"", DamagedWav, "empty"),
+        (b"<html>not audio</html>", NotAWav, "FLAC.*begins with b'<html>"),
+        (b"\xff\xf1\x50\x80" + bytes(400), NotAWav, "MP3"),  # AAC without a container
+        (b"RIFF\x24\0\0\0AVI LIST", NotAWav, "WAV"),
+        (b"MZ" + bytes(100), NotAWav, "expected WAV"),
+        (encode("AU", "PCM_16", SOUND, 48000), NotAWav, "begins with b'.snd"),
+        (b"fLaC" + bytes(100), DamagedWav, "decoded"),
+        (b"OggS" + bytes(100), DamagedWav, "decoded"),
+        (b"ID3\x04" + bytes(100), DamagedWav, "decoded"),
+        (b"\x1aE\xdf\xa3" + bytes(100), DamagedWav, "decoded"),
+        (b"\0\0\0\x18ftypM4A " + bytes(100), DamagedWav, "decoded"),
+        (encode("WAV", "PCM_16", np.zeros((0, 1)), 22050), DamagedWav, "not one sample"),
+        (encode("WAV", "PCM_16", np.zeros((99, 17)), 22050), UnsupportedWav, "1 to 16, found 17"),
+        (encode("WAV", "PCM_16", np.zeros((99, 1)), 2000), UnsupportedWav, "4000 to 384000 Hz, found 2000"),
+        (encode("WAV", "PCM_16", np.zeros((99, 1)), 10**6), UnsupportedWav, "found 1000000"),
+        (encode("WAV", "FLOAT", np.full((99, 1), np.nan), 22050), DamagedWav, "finite"),
+    ],
+)
+def test_a_bad_file_says_what_was_expected_and_found(data: bytes, error: type[Exception], words: str):
+    with pytest.raises(error, match=words):
+        decode_audio(data, 60)
+
+
+def test_loud_floats_are_clipped():
+    found = decode_audio(encode("WAV", "FLOAT", np.full((99, 1), 1e30), 22050)).samples
+    assert found.max() < 1
+
+
+def test_without_av_the_message_names_the_package(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(NotAWav, match="package 'av'"):
+        decode_audio(FILES["mp4"])
+    assert decode_audio(FILES["opus"]).duration == pytest.approx(3, abs=0.01)
+
+
+def test_a_video_without_sound_is_unsupported():
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as output:
+        stream = output.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        output.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
+        output.mux(stream.encode(None))
+    with pytest.raises(UnsupportedWav, match="found none"):
+        decode_audio(file.getvalue())
+
+
+def is_decoded_or_refused(data: bytes) -> None:
+    started = time.perf_counter()
+    try:
+        found = decode_audio(data, max_seconds=5)
+    except AudioError as error:
+        assert "found" in str(error)
+    else:
+        assert 0 < len(found.samples) <= 5 * SAMPLE_RATE + 1
+        assert np.isfinite(found.samples).all()
+    assert time.perf_counter() - started < 3
+
+
+MAGIC = [b"RIFF\x00\x10\0\0WAVE", b"RIFF\xff\xff\0\0WAVEfmt \x10\0\0\0", b"RIFX\0\0\x10\0WAVE", b"RF64\xff\xff\xff\xffWAVEds64",
+         b"FORM\0\0\x10\0AIFFCOMM", b"FORM\0\0\x10\0AIFC", b"fLaC\0\0\0\x22", b"OggS\0\x02", b"ID3\x04\0\0", b"\xff\xfb\x90\x64",
+         b"\xff\xf3\x40\xc4", b"\0\0\0\x18ftypM4A ", b"\0\0\0\x18ftypisom\0\0\0\0isom\0\0\0\0\0\0\1\0moov", b"\x1aE\xdf\xa3",
+         b"\x1aE\xdf\xa3\x84webm\x18S\x80g\x01\xff\xff\xff\xff\xff\xff\xff"]  # fmt: skip
+FUZZ = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+
+
+@FUZZ
+@given(st.sampled_from(MAGIC), st.binary(max_size=600))
+def test_any_bytes_behind_a_magic_number_are_sound_or_an_error_of_ours(magic: bytes, data: bytes):
+    is_decoded_or_refused(magic + data)
+
+
+@FUZZ
+@given(st.sampled_from(sorted(FILES)), st.data())
+def test_any_damage_to_a_real_file_leaves_sound_or_an_error_of_ours(kind: str, draw: st.DataObject):
+    data = bytearray(FILES[kind][: draw.draw(st.integers(100, 30_000), "length")])
+    for _ in range(draw.draw(st.integers(1, 6), "hits")):
+        place = draw.draw(st.one_of(st.integers(0, 300), st.integers(0, len(data) - 1)), "place") % len(data)
+        data[place : place + 4] = draw.draw(st.binary(max_size=6), "bytes")
+    is_decoded_or_refused(bytes(data))
+
+
+@FUZZ
+@given(st.binary(max_size=200))
+def test_any_bytes_are_an_error_of_ours(data: bytes):
+    is_decoded_or_refused(data)
