@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,17 @@ import numpy.typing as npt
 from config import read_settings
 from speech.alphabet import Alphabet
 from speech.audio import Waveform, decode_wav
+from speech.beam import OPTIONS, BeamDecoder, read_options
 from speech.ctc import LogProbs, Transcript, decode_greedy
 from speech.engine import Engine, load_engine
 from speech.errors import InferenceFailed, SpeechError
 from speech.features import SECONDS_PER_FRAME, covered_seconds, spectrogram
-from speech.model_card import read_card
+from speech.language_model import read_language_model
+from speech.model_card import LANGUAGE_MODEL, ModelCard, check_file, read_card
 
 log = logging.getLogger("predictor")
 
+Decode = Callable[[LogProbs, float], Transcript]  # (log-probabilities, seconds of sound) → text
 Audio = str | Path | bytes | Waveform | npt.NDArray[np.floating]
 
 
@@ -34,15 +37,31 @@ class Stages:
     decoding: float
 
 
+def load_beam(card: ModelCard, folder: Path) -> Decode:
+    """Beam search with the language model and the weights of a model's folder.
+
+    Raises:
+        ModelNotFound, ModelMismatch: either file is missing, or is not the one that the card knows.
+    """
+    options = read_options(check_file(card, folder, OPTIONS))
+    decoder = BeamDecoder(card.alphabet, read_language_model(check_file(card, folder, LANGUAGE_MODEL)), options)
+    return lambda log_probs, duration: decoder.decode(log_probs, duration=duration)
+
+
 class SpeechPredictor:
     """A model that is ready to hear. Calls may come from several threads at once."""
 
-    def __init__(self, engine: Engine, alphabet: Alphabet | None = None, name: str = "model") -> None:
+    def __init__(
+        self, engine: Engine, alphabet: Alphabet | None = None, name: str = "model", decode: Decode | None = None
+    ) -> None:
         self.engine, self.alphabet, self.name = engine, alphabet or Alphabet(), name
+        self._decode = decode or (lambda log_probs, duration: decode_greedy(log_probs, self.alphabet, duration))
 
     @classmethod
-    def load(cls, folder: str | Path, engine: str = "auto", threads: int = 0) -> "SpeechPredictor":
-        """The model of a folder such as ``Models/NAME``.
+    def load(
+        cls, folder: str | Path, engine: str = "auto", threads: int = 0, decoder: str = "greedy"
+    ) -> "SpeechPredictor":
+        """The model of a folder such as ``Models/NAME``; ``decoder`` is greedy, or beam with its language model.
 
         Raises:
             ModelNotFound: the folder or one of its files is missing.
@@ -51,8 +70,10 @@ class SpeechPredictor:
         started, folder = time.perf_counter(), Path(folder)
         card = read_card(folder)
         chosen, run = load_engine(card, folder, engine, threads)
-        log.info("model %s loaded, engine %s, %.2f s", card.name, chosen, time.perf_counter() - started)
-        return cls(run, card.alphabet, card.name)
+        decode = load_beam(card, folder) if decoder == "beam" else None
+        seconds = time.perf_counter() - started
+        log.info("model %s loaded, engine %s, decoder %s, %.2f s", card.name, chosen, decoder, seconds)
+        return cls(run, card.alphabet, card.name, decode)
 
     def encode_single_sample(self, audio: Audio) -> npt.NDArray[np.float32]:
         """Spectrogram float32 (n_frames, 193) of a WAV file (path or bytes), a waveform, or samples in [-1, 1).
@@ -103,7 +124,7 @@ class SpeechPredictor:
         log_probs = self._run(frames, n_frames)
         ran = time.perf_counter()
         transcripts = [
-            decode_greedy(LogProbs(values[: (n + 1) // 2]), self.alphabet, covered_seconds(n))
+            self._decode(LogProbs(values[: (n + 1) // 2]), covered_seconds(n))
             for values, n in zip(log_probs, n_frames.tolist(), strict=True)
         ]
         return transcripts, Stages(encoded - started, ran - encoded, time.perf_counter() - ran)
@@ -126,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     settings = read_settings()
     try:
-        predictor = SpeechPredictor.load(settings.model_folder, settings.engine, settings.threads)
+        predictor = SpeechPredictor.load(settings.model_folder, settings.engine, settings.threads, settings.decoder)
     except SpeechError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     failed = 0

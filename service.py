@@ -74,7 +74,9 @@ class Service:
         settings = self.settings
         try:
             if self._predictor is None:
-                self._predictor = SpeechPredictor.load(settings.model_folder, settings.engine, settings.threads)
+                self._predictor = SpeechPredictor.load(
+                    settings.model_folder, settings.engine, settings.threads, settings.decoder
+                )
             self._predictor.warm_up()
             self._batcher = Batcher(self._run, settings.max_queue_seconds)
             log.info("ready")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from speech.errors import ModelMismatch, ModelNotFound
 from speech.features import EPSILON, FFT_LENGTH, FRAME_LENGTH, FRAME_STEP, N_BINS
 
 CARD, WEIGHTS, ONNX = "card.json", "model.keras", "model.onnx"
+LANGUAGE_MODEL = "lm.npz"
 
 FEATURES: dict[str, Any] = {
     "sample_rate": SAMPLE_RATE,
@@ -82,6 +83,14 @@ def read_card(folder: Path) -> ModelCard:
 def write_card(card: ModelCard, folder: Path) -> None:
     """Write ``card.json`` into the folder."""
     (folder / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+
+
+def add_files(folder: Path, *names: str) -> ModelCard:
+    """Enter the sums of files that were written into the folder into its card."""
+    card = read_card(folder)
+    card = replace(card, sha256={**card.sha256, **{name: sha256(folder / name) for name in names}})
+    write_card(card, folder)
+    return card
 
 
 def check_file(card: ModelCard, folder: Path, name: str) -> Path:

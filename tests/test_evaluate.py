@@ -57,7 +57,11 @@ def test_the_command_line_scores_a_folder(tiny_model: Path, tmp_path: Path, caps
 
 def test_no_utterances_and_no_model_are_one_line(tiny_model: Path, tmp_path: Path, capsys):
     (tmp_path / "manifest.csv").write_text("path,text,split\nx.wav,a,train\n")
-    for arguments in ([str(tiny_model), str(tmp_path)], [str(tmp_path / "none"), str(tmp_path)], [str(tiny_model), "/none"]):
+    for arguments in (
+        [str(tiny_model), str(tmp_path)],
+        [str(tmp_path / "none"), str(tmp_path)],
+        [str(tiny_model), "/none"],
+    ):
         with pytest.raises(SystemExit) as left:
             main(arguments)
         assert left.value.code == 1

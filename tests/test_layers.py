@@ -39,7 +39,7 @@ ALLOWED = {
     "speech.subtitles": {"speech.ctc", "speech.segments"},
     "speech.model_card": {"speech.alphabet", "speech.audio", "speech.features", "speech.errors"},
     "speech.model": {"speech.alphabet", "speech.features", "speech.errors"},
-    "speech.beam": {"speech.alphabet", "speech.ctc", "speech.language_model", "speech.errors"},
+    "speech.beam": {"speech.alphabet", "speech.ctc", "speech.errors", "speech.language_model"},
     "speech.language_model": {"speech.alphabet", "speech.errors"},
     "speech.engine": {"speech.model_card", "speech.model", "speech.errors"},
     "speech.batching": {"speech.errors"},

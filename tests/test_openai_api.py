@@ -30,8 +30,8 @@ WORDS = tuple(Word(text, start, start + 0.1, 0.9) for start, text in enumerate(T
 
 
 async def fake_transcribe(file: BinaryIO, request: Request) -> Transcription:
-    data = file.read()
     """Fixed words; b'noise' is not audio, b'' is silence."""
+    data = file.read()
     await asyncio.sleep(0)
     if data == b"noise":
         raise NotAWav("expected WAV, found b'noise'")

@@ -1,5 +1,6 @@
 """The pipeline, on the tiny and on the shipped model."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from predictor import SpeechPredictor, main
 from speech.alphabet import normalise_text
 from speech.audio import decode_wav
-from speech.errors import AudioTooShort, InferenceFailed, NotAWav
+from speech.errors import AudioTooShort, InferenceFailed, ModelNotFound, NotAWav
 from tests.conftest import FakeEngine, make_sound, make_wav
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +69,18 @@ def test_the_shipped_model_hears_the_sample(shipped: SpeechPredictor):
     assert text in (ROOT / "README.md").read_text(encoding="utf-8")
     said = normalise_text((ROOT / "samples" / "hello.txt").read_text(encoding="utf-8"))
     assert jiwer.cer(said, text) < 0.5
+
+
+def test_beam_search_is_a_setting_away(shipped_folder: Path, shipped: SpeechPredictor, tmp_path: Path):
+    beam = SpeechPredictor.load(shipped_folder, decoder="beam").transcribe(SAMPLE)
+    said = normalise_text((ROOT / "samples" / "hello.txt").read_text(encoding="utf-8"))
+    assert jiwer.cer(said, beam.text) < 0.6
+    assert beam.text == " ".join(word.text for word in beam.words)
+    copy = shutil.copytree(shipped_folder, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint*"))
+    (copy / "lm.npz").unlink()
+    with pytest.raises(ModelNotFound, match="lm.npz"):
+        SpeechPredictor.load(copy, decoder="beam")
+    assert SpeechPredictor.load(copy).transcribe(SAMPLE).text == shipped.transcribe(SAMPLE).text
 
 
 def test_the_shipped_model_hears_no_words_in_silence(shipped: SpeechPredictor):

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,18 @@ def test_resuming_restores_everything(corpus: Path, tmp_path: Path):
     for a, b in zip(first.network.state_dict().values(), second.network.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert second.optimizer.state_dict()["state"].keys() == first.optimizer.state_dict()["state"].keys()
+
+
+def test_a_run_that_is_stopped_within_an_epoch_hears_the_rest_of_it(corpus: Path, tmp_path: Path):
+    train, dev = load_splits([corpus], tmp_path / "cache")
+    whole = Recipe(rnn_layers=1, rnn_units=8, epochs=1, batch_seconds=2)
+    cut = Trainer(replace(whole, hours=1e-9), train, dev, tmp_path)  # out of time after the first batch
+    cut.run()
+    assert (cut.step, cut.epoch, cut.position) == (1, 0, 1)
+    rest = Trainer(whole, train, dev, tmp_path)
+    rest.run()
+    assert (rest.step, rest.epoch, rest.position) == (cut.length, 1, 0)
+    assert rest.heard == pytest.approx(sum(clip.seconds for clip in train))
 
 
 def test_a_broken_recording_is_named_counted_and_skipped(corpus: Path, tmp_path: Path, caplog):

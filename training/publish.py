@@ -16,7 +16,8 @@ import numpy as np
 
 from predictor import SpeechPredictor
 from speech.alphabet import Alphabet
-from speech.model_card import WEIGHTS, ModelCard, sha256, write_card
+from speech.beam import OPTIONS
+from speech.model_card import LANGUAGE_MODEL, WEIGHTS, ModelCard, sha256, write_card
 from training.dataset import Clip
 from training.evaluate import Rates, by_corpus, table, transcribe_clips
 from training.export import export
@@ -137,7 +138,7 @@ def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: s
     network.load_state_dict(state["averaged"])
     count = write_weights(network.keras_weights(), recipe["rnn_layers"], recipe["rnn_units"], folder)
     data, data_text = _data_lines(train, recipe["repeat"])
-    step, _, elapsed, heard, _ = state["progress"]
+    step, _, elapsed, heard, *_ = state["progress"]
     training = {
         "command": command,
         "recipe": recipe,
@@ -148,7 +149,8 @@ def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: s
         "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
-    sums = {WEIGHTS: sha256(folder / WEIGHTS)}
+    there = [name for name in (WEIGHTS, LANGUAGE_MODEL, OPTIONS) if (folder / name).exists()]
+    sums = {name: sha256(folder / name) for name in there}
     card = ModelCard(folder.name, alphabet.characters, alphabet.blank, recipe["rnn_layers"], recipe["rnn_units"], sums,
                      training=training)  # fmt: skip
     write_card(card, folder)

@@ -126,7 +126,7 @@ class Trainer:
             self.network.load_state_dict(state["network"])
             self.averaged.load_state_dict(state["averaged"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.epoch, self.elapsed, self.heard, self.position = state["progress"]
+            self.step, self.epoch, self.elapsed, self.heard, self.position, self.length = state["progress"]
             log.info("resumed at step %d, epoch %d, after %.2f h", self.step, self.epoch, self.elapsed / 3600)
 
     def start_from(self, weights: Path) -> None:
@@ -215,7 +215,7 @@ class Trainer:
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "progress": (self.step, self.epoch, self.elapsed, self.heard, self.position),
+            "progress": (self.step, self.epoch, self.elapsed, self.heard, self.position, self.length),
         }
         temporary = self.checkpoint.with_suffix(".tmp")
         torch.save(state, temporary)
