@@ -78,6 +78,21 @@ def test_the_twin_computes_what_keras_computes(tmp_path: Path):
         np.testing.assert_allclose(have[: (n + 1) // 2], want[: (n + 1) // 2], atol=1e-4)
 
 
+def test_a_run_can_start_from_a_model(tiny_model: Path, corpus: Path, tmp_path: Path):
+    train, dev = load_splits([corpus], tmp_path / "cache")
+    trainer = Trainer(Recipe(rnn_layers=2, rnn_units=16), train, dev, tmp_path)
+    trainer.start_from(tiny_model)
+    network = trainer.averaged.eval()
+    network.dtype = torch.float32
+    frames = np.random.default_rng(0).standard_normal((1, 60, 193), np.float32)
+    expected = SpeechPredictor.load(tiny_model).make_prediction(frames)
+    with torch.no_grad():
+        found = network(torch.from_numpy(frames), torch.tensor([60])).transpose(0, 1).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        Trainer(Recipe(rnn_layers=2, rnn_units=8), train, dev, tmp_path).start_from(tiny_model)
+
+
 def test_the_gradients_of_the_convolution_are_pytorchs():
     torch.manual_seed(0)
     x, w = torch.randn(2, 32, 30, 97), torch.randn(32, 32, 11, 21) / 30

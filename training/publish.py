@@ -42,7 +42,9 @@ clips that it was not trained on:
 
 ## How it was trained
 
-`{command}`
+```
+{command}
+```
 
 {steps} steps in {hours:.2f} hours; {heard:.1f} hours of sound heard, repeats included; commit {commit}, {date}.
 
@@ -108,20 +110,16 @@ def _commit() -> str:
     return run.stdout.strip() or "unknown"
 
 
-def _data_lines(train: Sequence[Clip], times: Mapping[str, float]) -> tuple[dict[str, Any], str]:
+def _data_lines(train: Sequence[Clip]) -> tuple[dict[str, Any], str]:
     facts: dict[str, Any] = {}
     for corpus in sorted({clip.utterance.corpus for clip in train}):
         clips = [clip for clip in train if clip.utterance.corpus == corpus]
         facts[corpus] = {
             "clips": len(clips),
             "hours": round(sum(clip.seconds for clip in clips) / 3600, 2),
-            "times_per_epoch": times.get(corpus, 1.0),
             "source": ATTRIBUTION.get(corpus, "the trainer's own"),
         }
-    lines = [
-        f"- {name}: {f['clips']} clips, {f['hours']} h, heard {f['times_per_epoch']:g} times an epoch. {f['source']}"
-        for name, f in facts.items()
-    ]
+    lines = [f"- {name}: {f['clips']} clips, {f['hours']} h. {f['source']}" for name, f in facts.items()]
     return facts, "\n".join(lines)
 
 
@@ -137,7 +135,7 @@ def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: s
     network = Network(alphabet.size, recipe["rnn_layers"], recipe["rnn_units"], 0.0)
     network.load_state_dict(state["averaged"])
     count = write_weights(network.keras_weights(), recipe["rnn_layers"], recipe["rnn_units"], folder)
-    data, data_text = _data_lines(train, recipe["repeat"])
+    data, data_text = _data_lines(train)
     step, _, elapsed, heard, *_ = state["progress"]
     training = {
         "command": command,

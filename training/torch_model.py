@@ -4,6 +4,8 @@ Keras stays the definition and the shipped artefact; `to_keras` copies the weigh
 Matrix products run in bfloat16 where asked; weights, normalisation and the loss stay in float32.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -188,3 +190,19 @@ class Network(nn.Module):
         for name in ("dense_1", "dense_2"):
             named[name] = [array[f"{name}.weight"].T, array[f"{name}.bias"]]
         return named
+
+    def load_keras_weights(self, named: Mapping[str, Sequence[np.ndarray]]) -> None:
+        """Take the weights of a Keras network, as `keras_weights` gives them. Raises KeyError, RuntimeError if they do
+        not fit."""
+        state = self.state_dict()
+        for name in ("conv_1", "conv_2"):
+            state[f"{name}.weight"] = torch.tensor(named[name][0].transpose(3, 2, 0, 1))
+            for part, value in zip(("weight", "bias", "running_mean", "running_var"), named[f"{name}_bn"], strict=True):
+                state[f"{name}_bn.{part}"] = torch.tensor(value)
+        for i in range(len(self.rnn)):
+            ahead, back = named[f"bidirectional_{i + 1}"][:3], named[f"bidirectional_{i + 1}"][3:]
+            for part, directions in zip(("kernel", "recurrent", "bias"), zip(ahead, back, strict=True), strict=True):
+                state[f"rnn.{i}.{part}"] = torch.tensor(np.stack(directions))
+        for name in ("dense_1", "dense_2"):
+            state[f"{name}.weight"], state[f"{name}.bias"] = (torch.tensor(value.T) for value in named[name])
+        self.load_state_dict(state)

@@ -27,8 +27,10 @@ from speech.alphabet import Alphabet
 from speech.audio import Waveform, from_pcm16
 from speech.ctc import LogProbs, decode_greedy
 from speech.features import Spectrogram, spectrogram
+from speech.model_card import WEIGHTS
 from training.augment import Augmentation
 from training.dataset import Clip, batches, load_clips, read_utterances, repeat
+from training.old_keras import read_layers
 from training.torch_model import Network
 
 SAVE_SECONDS = 600  # between two checkpoints
@@ -129,11 +131,11 @@ class Trainer:
             self.step, self.epoch, self.elapsed, self.heard, self.position, self.length = state["progress"]
             log.info("resumed at step %d, epoch %d, after %.2f h", self.step, self.epoch, self.elapsed / 3600)
 
-    def start_from(self, weights: Path) -> None:
-        """Take the averaged weights of another run's checkpoint as the first ones."""
-        state = torch.load(weights, weights_only=True)["averaged"]
-        self.network.load_state_dict(state)
-        self.averaged.load_state_dict(state)
+    def start_from(self, model: Path) -> None:
+        """Take the weights of a model's folder as the first ones. Raises as `read_layers`, and if the sizes differ."""
+        layers, _ = read_layers(model / WEIGHTS)
+        for network in (self.network, self.averaged):
+            network.load_keras_weights({layer.settings["name"]: layer.weights for layer in layers})
 
     def progress(self) -> float:
         """How much of the run is behind us, 0 … 1."""
@@ -232,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, nargs="+", help="manifest CSV, LJSpeech or LibriSpeech")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoint, log, curves")
     parser.add_argument("--cache", type=Path, default=Path("Data/cache"), help="decoded audio is kept here")
-    parser.add_argument("--init", type=Path, help="checkpoint.pt of another run to start from")
+    parser.add_argument("--init", type=Path, help="folder of a model of the same size to start from")
     parser.add_argument("--repeat", nargs="*", default=[], metavar="CORPUS=TIMES", help="weight of a corpus")
     parser.add_argument("--no-publish", action="store_true", help="write the checkpoint only")
     for name, kind in Recipe.__annotations__.items():
