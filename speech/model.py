@@ -1,5 +1,8 @@
 """The network, defined in Keras 3. Importing this module is cheap; building a network imports TensorFlow."""
 
+import json
+import warnings
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +69,15 @@ def load_weights_file(file: Path, rnn_layers: int, rnn_units: int, n_outputs: in
     """
     model = build_model(rnn_layers, rnn_units, n_outputs)
     try:
-        model.load_weights(file)
-    except (ValueError, KeyError, OSError) as error:
+        with zipfile.ZipFile(file) as archive:
+            layers = json.loads(archive.read("config.json"))["config"]["layers"]
+        found = sum(layer["class_name"] == "Bidirectional" for layer in layers)
+        if found != rnn_layers:  # Keras would load the first ones and leave the others out without a word
+            raise ValueError(f"{found} recurrent layers")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Keras warns of each part that does not fit, then raises
+            model.load_weights(file)
+    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise ModelMismatch(
             f"expected {file.name} to hold {rnn_layers} × {rnn_units} units and {n_outputs} outputs, found: {error}"
         ) from error

@@ -10,7 +10,10 @@ from speech.model_card import WEIGHTS
 
 
 def keras_io_model(input_dim: int, output_dim: int, rnn_layers: int, rnn_units: int):
-    """The network of https://keras.io/examples/audio/ctc_asr/, word for word but for its default sizes."""
+    """The network of https://keras.io/examples/audio/ctc_asr/, word for word but for its default sizes and a last name.
+
+    Left unnamed, Keras would number the last layer by how many it has named before, and could meet "dense_1" again.
+    """
     import keras
     from keras import layers
 
@@ -38,7 +41,7 @@ def keras_io_model(input_dim: int, output_dim: int, rnn_layers: int, rnn_units: 
     x = layers.Dense(units=rnn_units * 2, name="dense_1")(x)
     x = layers.ReLU(name="dense_1_relu")(x)
     x = layers.Dropout(rate=0.5)(x)
-    output = layers.Dense(units=output_dim + 1, activation="softmax")(x)
+    output = layers.Dense(units=output_dim + 1, activation="softmax", name="output")(x)
     return keras.Model(input_spectrogram, output, name="DeepSpeech_2")
 
 
@@ -57,6 +60,8 @@ def test_weights_of_another_shape_are_refused(tiny_model):
     assert shape_of(load_weights_file(tiny_model / WEIGHTS, 2, 16, 32)) == (2, 16, 32)
     with pytest.raises(ModelMismatch, match="3 × 16"):
         load_weights_file(tiny_model / WEIGHTS, 3, 16, 32)
+    with pytest.raises(ModelMismatch, match="1 × 16.*2 recurrent layers"):
+        load_weights_file(tiny_model / WEIGHTS, 1, 16, 32)
     with pytest.raises(ModelMismatch, match="33 outputs"):
         load_weights_file(tiny_model / WEIGHTS, 2, 16, 33)
 

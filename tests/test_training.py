@@ -189,6 +189,19 @@ def test_resuming_restores_everything(corpus: Path, tmp_path: Path):
     assert second.optimizer.state_dict()["state"].keys() == first.optimizer.state_dict()["state"].keys()
 
 
+def test_the_convolutions_can_learn_less_often(corpus: Path, tmp_path: Path):
+    train, dev = load_splits([corpus], tmp_path / "cache")
+    trainer = Trainer(Recipe(rnn_layers=1, rnn_units=8, batch_seconds=5, conv_every=3), train, dev, tmp_path)
+    moved = []
+    for _ in range(6):
+        before = [p.detach().clone() for p in trainer.network.front_parameters()]
+        rest = trainer.network.dense_2.weight.detach().clone()
+        trainer.learn(train[:2], np.random.default_rng(0))
+        assert not torch.equal(rest, trainer.network.dense_2.weight)
+        moved.append(not all(map(torch.equal, before, trainer.network.front_parameters())))
+    assert moved == [True, False, False, True, False, False]
+
+
 def test_a_run_that_is_stopped_within_an_epoch_hears_the_rest_of_it(corpus: Path, tmp_path: Path):
     train, dev = load_splits([corpus], tmp_path / "cache")
     whole = Recipe(rnn_layers=1, rnn_units=8, epochs=1, batch_seconds=2)

@@ -4,7 +4,7 @@ Keras stays the definition and the shipped artefact; `to_keras` copies the weigh
 Matrix products run in bfloat16 where asked; weights, normalisation and the loss stay in float32.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -175,6 +175,11 @@ class Network(nn.Module):
                                              self.dense_1.bias.to(self.dtype))))  # fmt: skip
         x = F.linear(x.to(self.dtype), self.dense_2.weight.to(self.dtype), self.dense_2.bias.to(self.dtype))
         return x.float().log_softmax(-1)
+
+    def front_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters up to the second convolution; while they need no gradient, its backward pass is skipped."""
+        for layer in (self.conv_1, self.conv_1_bn, self.conv_2):
+            yield from layer.parameters()
 
     def keras_weights(self) -> dict[str, list[np.ndarray]]:
         """Weights by the name of the Keras layer they belong to, in Keras' order and layout."""
