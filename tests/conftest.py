@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch._dynamo  # noqa: F401  first: Triton, of PyTorch's CUDA build, crashes the process if TensorFlow came before
 from starlette.testclient import TestClient
 
 from api import create_app

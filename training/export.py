@@ -14,6 +14,7 @@ from speech.errors import ModelMismatch, SpeechError
 from speech.features import N_BINS
 from speech.model import load_weights_file
 from speech.model_card import ONNX, WEIGHTS, ModelCard, check_file, read_card, sha256, write_card
+from training.spectral import HALF, N_TIME, STEP, kernel_taps, transforms
 
 if TYPE_CHECKING:
     import keras
@@ -26,7 +27,8 @@ log = logging.getLogger("training.export")
 class _Graph:
     """Nodes and initialisers of an ONNX graph, added in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
 
@@ -34,20 +36,24 @@ class _Graph:
         """Name of an initialiser; one that float16 holds exactly is stored so and widened when the file is loaded."""
         from onnx import numpy_helper
 
-        name = f"constant_{len(self.initializers)}"
+        name = f"{self.prefix}constant_{len(self.initializers)}"
         with np.errstate(over="ignore"):
             narrow = value.astype(np.float16)
         if half and np.array_equal(narrow.astype(np.float32), value):
-            self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(narrow), name))
+            self.initializers.append(numpy_helper.from_array(np.asarray(narrow, order="C"), name))
             return self.add("Cast", name, to=1)
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.initializers.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
+
+    def whole(self, *values: int) -> str:
+        """Name of an initialiser with these int64 values."""
+        return self.constant(np.array(values, np.int64))
 
     def add(self, kind: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         """Name of the output of a new node."""
         from onnx import helper
 
-        output = output or f"{kind.lower()}_{len(self.nodes)}"
+        output = output or f"{self.prefix}{kind.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
         return output
 
@@ -57,28 +63,20 @@ def build_onnx(model: "keras.Model", weights_sha256: str) -> bytes:
 
     ``frames`` float32 (batch, even number of frames, 193) and ``n_frames`` int32 (batch,) give ``log_probs``
     float32 (batch, frames / 2, n_outputs). Batch normalisation is folded into the convolutions; the first one's output
-    is masked and the GRUs get sequence lengths, so padding changes nothing. Operators: https://onnx.ai/onnx/operators/
+    is masked and the GRUs get sequence lengths, so padding changes nothing. The convolutions take the clips one after
+    the other, whose arrays stay in the cache. Operators: https://onnx.ai/onnx/operators/
     """
     from onnx import TensorProto, helper
 
     g = _Graph()
-    one = g.constant(np.array([1], np.int64))
+    one = g.whole(1)
     n_frames = g.add("Cast", "n_frames", to=TensorProto.INT64)
-    n_steps = g.add("Div", g.add("Add", n_frames, one), g.constant(np.array([2], np.int64)))
-    shape = g.add("Shape", "frames", start=1, end=2)
-    longest = g.add("Squeeze", g.add("Div", shape, g.constant(np.array([2], np.int64))))
+    n_steps = g.add("Div", g.add("Add", n_frames, one), g.whole(2))
+    longest = g.add("Squeeze", g.add("Div", g.add("Shape", "frames", start=1, end=2), g.whole(2)))
     steps = g.add("Range", g.constant(np.array(0, np.int64)), longest, g.constant(np.array(1, np.int64)))
     valid = g.add("Less", steps, g.add("Unsqueeze", n_steps, one))
-    mask = g.add("Unsqueeze", g.add("Cast", valid, to=TensorProto.FLOAT), g.constant(np.array([1, 3], np.int64)))
-    x = g.add("Unsqueeze", "frames", one)
-    # "same" of an even number of frames: 4 before, 5 behind.
-    for index, strides, pads in ((1, [2, 2], [4, 20, 5, 20]), (2, [1, 2], [5, 10, 5, 10])):
-        kernel, bias = _folded(model, index)
-        x = g.add("Conv", x, g.constant(kernel), g.constant(bias), strides=strides, pads=pads)
-        x = g.add("Relu", x)
-        x = g.add("Mul", x, mask) if index == 1 else x
-    x = g.add("Transpose", x, perm=[2, 0, 3, 1])  # (steps, batch, bins, channels)
-    x = g.add("Reshape", x, g.constant(np.array([0, 0, -1], np.int64)))
+    mask = g.add("Cast", valid, to=TensorProto.FLOAT)
+    x = g.add("Scan", "frames", mask, num_scan_inputs=2, body=_convolutions(model), scan_output_axes=[1])
     lengths = g.add("Cast", n_steps, to=TensorProto.INT32)
     for layer in model.layers:
         if not layer.name.startswith("bidirectional"):
@@ -97,7 +95,7 @@ def build_onnx(model: "keras.Model", weights_sha256: str) -> bytes:
             linear_before_reset=1,
         )
         x = g.add("Transpose", y, perm=[0, 2, 1, 3])  # (steps, batch, directions, units)
-        x = g.add("Reshape", x, g.constant(np.array([0, 0, -1], np.int64)))
+        x = g.add("Reshape", x, g.whole(0, 0, -1))
     for name in ("dense_1", "dense_2"):
         weight, bias = model.get_layer(name).get_weights()
         x = g.add("Add", g.add("MatMul", x, g.constant(weight, half=True)), g.constant(bias))
@@ -116,6 +114,63 @@ def build_onnx(model: "keras.Model", weights_sha256: str) -> bytes:
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     helper.set_model_props(proto, {"weights_sha256": weights_sha256})
     return proto.SerializeToString()
+
+
+def _convolutions(model: "keras.Model") -> Any:
+    """Graph of one clip: ``clip`` (frames, 193) and ``mask`` (steps,) give ``features`` (steps, 49 · 32)."""
+    from onnx import TensorProto, helper
+
+    g = _Graph("clip_")
+    kernel, bias = _folded(model, 1)
+    # "same" of an even number of frames: 4 before, 5 behind.
+    x = g.add("Unsqueeze", "clip", g.whole(0, 1))
+    x = g.add("Conv", x, g.constant(kernel), g.constant(bias), strides=[2, 2], pads=[4, 20, 5, 20])
+    x = g.add("Mul", g.add("Relu", x), g.add("Unsqueeze", "mask", g.whole(0, 1, 3)))
+    x = g.add("Transpose", g.add("Squeeze", x, g.whole(0)), perm=[1, 2, 0])  # (steps, 97, 32)
+    kernel, bias = _folded(model, 2)
+    x = g.add("Relu", g.add("Add", _spectral_convolution(g, x, kernel), g.constant(bias)))
+    g.add("Reshape", x, g.whole(0, -1), output="features")
+    return helper.make_graph(
+        g.nodes,
+        "convolutions",
+        [
+            helper.make_tensor_value_info("clip", TensorProto.FLOAT, ["frames", N_BINS]),
+            helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["steps"]),
+        ],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["steps", None])],
+        g.initializers,
+    )
+
+
+def _spectral_convolution(g: _Graph, x: str, kernel: np.ndarray) -> str:
+    """(steps, 49, out) from x (steps, 97, in) and a kernel (out, in, 11, 21), as `training.spectral` says."""
+    n_out, n_in = kernel.shape[:2]
+    matrices = transforms()
+    # The kernel's spectrum (frequency, real and imaginary · phase · in, real and imaginary · out): made at loading.
+    spectrum = g.add("MatMul", g.constant(matrices.kernel), g.constant(kernel_taps(kernel)))
+    spectrum = g.add("Reshape", spectrum, g.whole(N_TIME * HALF, 2, 2 * n_in, n_out))
+    real, imaginary = (g.add("Gather", spectrum, g.constant(np.array(part)), axis=1) for part in (0, 1))
+    rows = [(real, imaginary), (g.add("Neg", imaginary), real)]
+    spectrum = g.add("Concat", *(g.add("Concat", *row, axis=2) for row in rows), axis=1)
+    # Tiles of 32 steps, from 5 before the first on.
+    n_steps = g.add("Shape", x, start=0, end=1)
+    n_tiles = g.add("Div", g.add("Add", n_steps, g.whole(STEP - 1)), g.whole(STEP))
+    behind = g.add("Sub", g.add("Add", g.add("Mul", n_tiles, g.whole(STEP)), g.whole(5)), n_steps)
+    x = g.add("MatMul", g.constant(matrices.bins), x)
+    x = g.add("Pad", x, g.add("Concat", g.whole(5, 0, 0), behind, g.whole(0, 0), axis=0))
+    zero, one = (g.constant(np.array(value, np.int64)) for value in (0, 1))
+    starts = g.add("Mul", g.add("Range", zero, g.add("Squeeze", n_tiles), one), g.whole(STEP))
+    x = g.add("Gather", x, g.add("Add", g.add("Unsqueeze", starts, g.whole(1)), g.constant(np.arange(N_TIME))), axis=0)
+    x = g.add("MatMul", g.constant(matrices.time), g.add("Reshape", x, g.whole(0, 2 * N_TIME, -1)))
+    # One product over the channels for each frequency.
+    x = g.add("Reshape", x, g.whole(-1, N_TIME, 2, HALF, 2 * n_in))
+    x = g.add("Reshape", g.add("Transpose", x, perm=[1, 3, 0, 2, 4]), g.whole(N_TIME * HALF, -1, 4 * n_in))
+    x = g.add("Reshape", g.add("MatMul", x, spectrum), g.whole(N_TIME, HALF, -1, 2, n_out))
+    # And back.
+    x = g.add("Reshape", g.add("Transpose", x, perm=[2, 0, 3, 1, 4]), g.whole(-1, 2 * N_TIME, HALF * n_out))
+    x = g.add("MatMul", g.constant(matrices.time_back), x)
+    x = g.add("Slice", g.add("Reshape", x, g.whole(-1, 2 * HALF, n_out)), g.whole(0), n_steps)
+    return g.add("MatMul", g.constant(matrices.bins_back), x)
 
 
 def _folded(model: "keras.Model", index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,83 @@
+"""The second convolution as matrix products in the frequency domain: the same for an eleventh of the arithmetic.
+
+Its 11 × 21 kernel is two thirds of the network's arithmetic. Along the bins the whole axis is transformed, even and odd
+bins apart because of the stride of 2; along time, tiles of 32 steps that overlap by 10 (overlap-save). In between, each
+of 32 × 28 frequencies needs one small complex matrix product over the channels. Everything is a real matrix product, so
+that any runtime does it well. Source: Mathieu, Henaff, LeCun, "Fast Training of Convolutional Networks through FFTs",
+2013, https://arxiv.org/abs/1312.5851; overlap-save: Oppenheim & Schafer, "Discrete-Time Signal Processing", 8.7.3.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Matrix = npt.NDArray[np.float32]
+
+KERNEL = (11, 21)  # steps × bins, strides 1 × 2, "same"
+BINS_IN, BINS_OUT = 97, 49
+N_TIME, N_BINS = 32, 54  # lengths of the transforms: a tile; one phase of the bins and the kernel's reach on one side
+STEP = N_TIME - KERNEL[0] + 1  # steps of output that a tile gives
+HALF = N_BINS // 2 + 1  # of a real signal's spectrum half is enough
+
+
+@dataclass(frozen=True, slots=True)
+class Transforms:
+    """Real matrices of the transforms; a complex value is two rows or columns, real part first.
+
+    ``bins`` (2 · 28 · 2 phases, 97) and ``time`` (32 · 2, 32 · 2) lead into the frequency domain, ``time_back``
+    (22 · 2, 32 · 2) and ``bins_back`` (49, 2 · 28) out of it; ``kernel`` (32 · 28 · 2, 11 · 11) is for the kernel.
+    """
+
+    bins: Matrix
+    time: Matrix
+    time_back: Matrix
+    bins_back: Matrix
+    kernel: Matrix
+
+
+def transforms() -> Transforms:
+    """The matrices of the discrete Fourier transforms."""
+    ahead = [_dft(np.arange(HALF), np.arange(len(range(phase, BINS_IN, 2))), N_BINS, -1) for phase in (0, 1)]
+    bins = np.zeros((2, HALF, 2, BINS_IN))
+    for phase, dft in enumerate(ahead):
+        bins[0, :, phase, phase::2], bins[1, :, phase, phase::2] = dft.real, dft.imag
+    tile, reach = np.arange(N_TIME), np.arange(-5, 6)
+    twice = np.full(HALF, 2.0)  # stands for the half of the spectrum that is left out
+    twice[[0, -1]] = 1
+    back = _dft(np.arange(BINS_OUT), np.arange(HALF), N_BINS, 1) * twice / N_BINS
+    # A correlation: the kernel's transform has the other sign.
+    over_time = _dft(tile, np.arange(KERNEL[0]), N_TIME, 1)
+    kernel = over_time[:, None, :, None] * _dft(np.arange(HALF), reach, N_BINS, 1)[:, None, :]
+    return Transforms(
+        *(
+            matrix.astype(np.float32)
+            for matrix in (
+                bins.reshape(-1, BINS_IN),
+                _as_real(_dft(tile, tile, N_TIME, -1)),
+                _as_real(_dft(np.arange(STEP), tile, N_TIME, 1) / N_TIME),
+                np.stack([back.real, -back.imag], 1).reshape(BINS_OUT, -1),
+                np.stack([kernel.real, kernel.imag], 2).reshape(N_TIME * HALF * 2, -1),
+            )
+        )
+    )
+
+
+def kernel_taps(kernel: npt.NDArray[np.float32]) -> Matrix:
+    """(11 · 11, 2 phases · in · out) of a kernel (out, in, 11, 21): the taps that meet even bins and those for odd."""
+    n_out, n_in = kernel.shape[:2]
+    taps = np.zeros((KERNEL[0], 11, 2, n_in, n_out), np.float32)
+    for column in range(KERNEL[1]):
+        reach, phase = divmod(column - KERNEL[1] // 2, 2)
+        taps[:, reach + 5, phase] = kernel[:, :, :, column].transpose(2, 1, 0)
+    return taps.reshape(KERNEL[0] * 11, -1)
+
+
+def _dft(rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], n: int, sign: int) -> npt.NDArray[np.complex128]:
+    return np.exp(sign * 2j * np.pi * np.outer(rows, columns) / n)
+
+
+def _as_real(matrix: npt.NDArray[np.complex128]) -> npt.NDArray[np.float64]:
+    """(2m, 2n) for a complex (m, n): works on columns of (real, imaginary) pairs."""
+    pairs = np.array([[matrix.real, -matrix.imag], [matrix.imag, matrix.real]])
+    return pairs.transpose(2, 0, 3, 1).reshape(2 * matrix.shape[0], -1)
