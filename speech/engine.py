@@ -76,8 +76,7 @@ def load_keras(card: ModelCard, folder: Path, threads: int) -> Engine:
         except RuntimeError:  # already running with its own choice
             log.debug("TensorFlow runs already, its threads stay as they are")
     file = check_file(card, folder, WEIGHTS)
-    model = load_weights_file(file, card.rnn_layers, card.rnn_units, card.alphabet.size)
-    return lambda frames, n_frames: masked_log_probs(model, frames, n_frames)
+    return masked_log_probs(load_weights_file(file, card.rnn_layers, card.rnn_units, card.alphabet.size))
 
 
 LOADERS = {"onnx": load_onnx, "keras": load_keras}

@@ -3,6 +3,7 @@
 import json
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,27 +86,34 @@ def load_weights_file(file: Path, rnn_layers: int, rnn_units: int, n_outputs: in
 
 
 def masked_log_probs(
-    model: "keras.Model", frames: npt.NDArray[np.float32], n_frames: npt.NDArray[np.int32]
-) -> npt.NDArray[np.float32]:
-    """Log-probabilities (batch, ⌈frames / 2⌉, n_outputs) of padded clips, each as if it were alone.
+    model: "keras.Model",
+) -> Callable[[npt.NDArray[np.float32], npt.NDArray[np.int32]], npt.NDArray[np.float32]]:
+    """Function of padded clips and their lengths that gives each one's log-probabilities as if it were alone.
 
-    Zero padding leaks through convolutions and the backward GRUs: so each convolution's output is zeroed behind the
-    clip's end, the GRUs get the true lengths, and the number of frames is made even, because a stride-2 "same"
-    convolution pads odd and even inputs differently. For one clip with an even number of frames this is ``predict``.
+    ``(frames (batch, frames, 193), n_frames (batch,)) -> (batch, ⌈frames / 2⌉, n_outputs)``. Zero padding leaks through
+    convolutions and the backward GRUs: so each convolution's output is zeroed behind the clip's end, the GRUs get the
+    true lengths, and the number of frames is made even, because a stride-2 "same" convolution pads odd and even inputs
+    differently. For one clip with an even number of frames this is ``predict``.
     """
-    from keras import ops
+    import tensorflow as tf
 
-    if frames.shape[1] % 2:
-        frames = np.pad(frames, ((0, 0), (0, 1), (0, 0)))
-    mask = np.arange(frames.shape[1] // 2) < (n_frames[:, None] + 1) // 2
-    x: Any = frames
-    for layer in model.layers[1:]:
-        if layer.name.startswith("bidirectional"):
-            x = layer(x, mask=ops.convert_to_tensor(mask), training=False)
-        elif layer.name.endswith("bn") or layer.name.startswith("dropout"):
-            x = layer(x, training=False)
-        else:
-            x = layer(x)
-        if layer.name.startswith("conv") and layer.name.endswith("relu"):
-            x = x * mask[:, :, None, None].astype(np.float32)
-    return np.asarray(ops.log(ops.maximum(x, 1e-30)), np.float32)
+    @tf.function(input_signature=(tf.TensorSpec((None, None, N_BINS)), tf.TensorSpec((None, None), tf.bool)))
+    def compute(x: Any, mask: Any) -> Any:
+        for layer in model.layers[1:]:
+            if layer.name.startswith("bidirectional"):
+                x = layer(x, mask=mask, training=False)
+            elif layer.name.endswith("bn") or layer.name.startswith("dropout"):
+                x = layer(x, training=False)
+            else:
+                x = layer(x)
+            if layer.name.startswith("conv") and layer.name.endswith("relu"):
+                x = x * tf.cast(mask, tf.float32)[:, :, None, None]
+        return tf.math.log(tf.maximum(x, 1e-30))
+
+    def log_probs(frames: npt.NDArray[np.float32], n_frames: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        if frames.shape[1] % 2:
+            frames = np.pad(frames, ((0, 0), (0, 1), (0, 0)))
+        mask = np.arange(frames.shape[1] // 2) < (n_frames[:, None] + 1) // 2
+        return np.asarray(compute(frames, mask), np.float32)
+
+    return log_probs
