@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI, Request, UploadFile
 from pydantic import BaseModel, Field
 
+from auth import ApiKeys, is_public
 from config import Settings, read_settings, unknown_settings
 from custom_logger import RequestLogMiddleware, configure_logging
 from gate import UploadGate
@@ -53,6 +54,7 @@ NOT_READY = [
 UPLOAD_ERRORS = [
     (400, "DamagedWav", "expected 96000 bytes of sound as the header says, found 512"),
     (400, "BadRequest", "There was an error parsing the body"),
+    (401, "InvalidApiKey", "expected an API key as 'Authorization: Bearer KEY', found none"),
     (408, "UploadTooSlow", "expected more of the body within 60 s"),
     (413, "UploadTooLarge", "expected a body of at most 26214400 bytes, found 52428800"),
     (413, "AudioTooLong", "expected at most 120 s of sound, found 300.0 s"),
@@ -76,6 +78,8 @@ def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> 
         configure_logging(settings)
         for name in unknown_settings():
             log.warning("%s is no setting", name)
+        if is_public(settings.host) and not settings.key_list:
+            log.warning("%s can be reached from outside and STT_API_KEYS is not set: all may use it", settings.host)
         async with service.running():
             yield
 
@@ -88,6 +92,7 @@ def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> 
     )
     app.state.service = service
     app.add_middleware(UploadGate, service=service, paths=frozenset({UPLOAD, *PATHS}))
+    app.add_middleware(ApiKeys, settings=settings)
     app.add_middleware(RequestLogMiddleware, crashed=crashed)
     app.add_middleware(OpenAIErrors)  # the outermost
 

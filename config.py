@@ -4,11 +4,12 @@
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parent
 class Settings(BaseSettings):
     """Every setting of the service; the variable is STT_ and the name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="STT_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="STT_", extra="ignore", hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
@@ -29,9 +30,25 @@ class Settings(BaseSettings):
     max_seconds: float = Field(120.0, gt=0, description="longest clip, in seconds")
     max_queue_seconds: float = Field(600.0, gt=0, description="audio that may wait at once, in seconds; more is 503")
     timeout: float = Field(60.0, gt=0, description="seconds until an answer is given up (504)")
+    api_keys: SecretStr | None = Field(None, description="keys that clients must send, separated by commas")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severity logged")
     log_folder: Path = Field(ROOT / "logs", description="folder of api.log and predictor.log")
+    log_format: Literal["text", "json"] = Field("text", description="lines to read, or one JSON object a line")
     log_text: bool = Field(False, description="log the transcribed text itself, not only its length")
+
+    @field_validator("api_keys")
+    @classmethod
+    def _keys_can_be_sent(cls, values: SecretStr | None) -> SecretStr | None:
+        """A key that no header can carry, or a list without any, would be an open door or none at all."""
+        keys = values.get_secret_value().split(",") if values is not None else []
+        if not all(re.fullmatch("[!-~]+", key.strip()) for key in keys):
+            raise ValueError("expected keys of visible ASCII characters, separated by commas")
+        return values
+
+    @property
+    def key_list(self) -> list[str]:
+        """The keys in plain text; empty if none is asked for."""
+        return [] if self.api_keys is None else [key.strip() for key in self.api_keys.get_secret_value().split(",")]
 
     @property
     def model_folder(self) -> Path:
@@ -44,7 +61,11 @@ def read_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        sys.exit("\n".join(f"STT_{str(e['loc'][0]).upper()}: {e['msg']}, found {e['input']!r}" for e in error.errors()))
+        sys.exit("\n".join(_line(str(e["loc"][0]), e["msg"], e["input"]) for e in error.errors()))
+
+
+def _line(name: str, message: str, found: object) -> str:
+    return f"STT_{name.upper()}: {message}, found {'others' if name == 'api_keys' else repr(found)}"
 
 
 def unknown_settings() -> list[str]:

@@ -9,6 +9,8 @@ from responses import error_response, speech_error_response
 from service import Service
 from speech.errors import SpeechError
 
+LINGER = 2.0  # seconds in which a refused body is still read, so that the client gets to see the answer
+
 
 class UploadGate:
     """Stops an upload as early as it can be known to be in vain. Plain ASGI, in front of the body's parser.
@@ -16,8 +18,6 @@ class UploadGate:
     Not ready or no room: before a byte is read. Too large: by Content-Length, or as soon as the bytes received say
     so. Too slow: when none come for the time that a request may take.
     """
-
-    LINGER = 2.0  # seconds in which a refused body is still read, so that the client gets to see the answer
 
     def __init__(self, app: ASGIApp, service: Service, paths: frozenset[str]) -> None:
         self.app, self.service, self.paths = app, service, paths
@@ -30,9 +30,9 @@ class UploadGate:
         try:
             await self.service.check_room()
         except SpeechError as error:
-            return await self._refuse(speech_error_response(error), receive, send)
+            return await refuse(speech_error_response(error), receive, send)
         if promised.isdigit() and int(promised) > limit:
-            return await self._refuse(_too_large(limit, promised), receive, send)
+            return await refuse(_too_large(limit, promised), receive, send)
         self.service.in_flight += 1
         try:
             await self._pass_on(scope, receive, send)
@@ -72,20 +72,21 @@ class UploadGate:
             if refusal is None:
                 raise
         if refusal is not None:
-            await self._refuse(refusal, receive, send)
+            await refuse(refusal, receive, send)
 
-    async def _refuse(self, response: JSONResponse, receive: Receive, send: Send) -> None:
-        """Answer at once, then read on for a moment: a client that still writes would see a reset, not the answer."""
-        headers = [*response.raw_headers, (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body, "more_body": True})
-        try:
-            async with asyncio.timeout(self.LINGER):
-                while (await receive()).get("more_body", False):
-                    pass
-        except TimeoutError:
-            pass
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+async def refuse(response: JSONResponse, receive: Receive, send: Send) -> None:
+    """Answer at once, then read on for a moment: a client that still writes would see a reset, not the answer."""
+    headers = [*response.raw_headers, (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    try:
+        async with asyncio.timeout(LINGER):
+            while (await receive()).get("more_body", False):
+                pass
+    except TimeoutError:
+        pass
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _too_large(limit: int, found: str) -> JSONResponse:

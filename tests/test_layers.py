@@ -16,8 +16,10 @@ ALLOWED = {
     "responses": {"custom_logger", "service", "speech"},
     "gate": {"responses", "service", "speech"},
     "openai_errors": set(),
+    "auth": {"config", "gate", "responses"},
     "openai_api": {"custom_logger", "openai_errors", "speech"},
     "api": {
+        "auth",
         "config",
         "custom_logger",
         "gate",
