@@ -19,6 +19,8 @@ Frames = npt.NDArray[np.float32]
 Lengths = npt.NDArray[np.int32]
 Engine = Callable[[Frames, Lengths], npt.NDArray[np.float32]]
 
+LARGE = 12_000  # frames of a batch, padding included; what a larger one needed is given back to the system
+
 log = logging.getLogger(__name__)
 
 
@@ -50,10 +52,14 @@ def load_onnx(card: ModelCard, folder: Path, threads: int) -> Engine:
             f"run python -m training.export {card.name}"
         )
 
+    give_back = onnxruntime.RunOptions()
+    give_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
     def run(frames: Frames, n_frames: Lengths) -> npt.NDArray[np.float32]:
         if frames.shape[1] % 2:
             frames = np.pad(frames, ((0, 0), (0, 1), (0, 0)))
-        return session.run(["log_probs"], {"frames": frames, "n_frames": n_frames})[0]
+        large = frames.shape[0] * frames.shape[1] > LARGE
+        return session.run(["log_probs"], {"frames": frames, "n_frames": n_frames}, give_back if large else None)[0]
 
     return run
 

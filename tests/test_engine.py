@@ -35,7 +35,7 @@ def alone(engine: Engine, frames: np.ndarray) -> np.ndarray:
     return engine(frames[None], np.array([len(frames)], np.int32))[0]
 
 
-@pytest.mark.parametrize("n_frames", [2, 300, 1378])
+@pytest.mark.parametrize("n_frames", [2, 300, 1378, 3001])
 def test_equals_keras_predict(engine: Engine, shipped_folder: Path, n_frames: int):
     card = read_card(shipped_folder)
     model = load_weights_file(shipped_folder / WEIGHTS, card.rnn_layers, card.rnn_units, card.alphabet.size)
@@ -44,7 +44,7 @@ def test_equals_keras_predict(engine: Engine, shipped_folder: Path, n_frames: in
     np.testing.assert_allclose(alone(engine, frames), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("lengths", [[100, 99, 1, 37], [251, 251], [3, 2, 400]])
+@pytest.mark.parametrize("lengths", [[100, 99, 1, 37], [251, 251], [3, 2, 400], [1700, 3, 1409]])
 def test_padding_changes_nothing(engine: Engine, shipped_folder: Path, lengths: list[int]):
     alphabet = read_card(shipped_folder).alphabet
     clips = [clip(n, seed) for seed, n in enumerate(lengths)]

@@ -12,14 +12,15 @@ import numpy as np
 from speech.engine import load_keras, load_onnx
 from speech.errors import ModelMismatch, SpeechError
 from speech.features import N_BINS
-from speech.model import load_weights_file
+from speech.model import CHANNELS, load_weights_file
 from speech.model_card import ONNX, WEIGHTS, ModelCard, check_file, read_card, sha256, write_card
-from training.spectral import HALF, N_TIME, STEP, kernel_taps, transforms
+from training.spectral import BINS_OUT, HALF, KERNEL, N_TIME, STEP, kernel_taps, transforms
 
 if TYPE_CHECKING:
     import keras
 
 OPSET = 17
+BLOCK_TILES = 32  # of 22 steps: 10 s of sound are convolved at a time
 TOLERANCE = 1e-4  # in log-probabilities, against Keras
 log = logging.getLogger("training.export")
 
@@ -49,6 +50,11 @@ class _Graph:
         """Name of an initialiser with these int64 values."""
         return self.constant(np.array(values, np.int64))
 
+    def span(self, length: str) -> str:
+        """Name of 0 … length - 1 as a column."""
+        zero, one = (self.constant(np.array(value, np.int64)) for value in (0, 1))
+        return self.add("Unsqueeze", self.add("Range", zero, self.add("Squeeze", length), one), self.whole(1))
+
     def add(self, kind: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         """Name of the output of a new node."""
         from onnx import helper
@@ -63,20 +69,43 @@ def build_onnx(model: "keras.Model", weights_sha256: str) -> bytes:
 
     ``frames`` float32 (batch, even number of frames, 193) and ``n_frames`` int32 (batch,) give ``log_probs``
     float32 (batch, frames / 2, n_outputs). Batch normalisation is folded into the convolutions; the first one's output
-    is masked and the GRUs get sequence lengths, so padding changes nothing. The convolutions take the clips one after
-    the other, whose arrays stay in the cache. Operators: https://onnx.ai/onnx/operators/
+    is masked and the GRUs get sequence lengths, so padding changes nothing. The convolutions take blocks of 10 s
+    one after the other, whose arrays are small. Operators: https://onnx.ai/onnx/operators/
     """
     from onnx import TensorProto, helper
 
     g = _Graph()
-    one = g.whole(1)
     n_frames = g.add("Cast", "n_frames", to=TensorProto.INT64)
-    n_steps = g.add("Div", g.add("Add", n_frames, one), g.whole(2))
-    longest = g.add("Squeeze", g.add("Div", g.add("Shape", "frames", start=1, end=2), g.whole(2)))
-    steps = g.add("Range", g.constant(np.array(0, np.int64)), longest, g.constant(np.array(1, np.int64)))
-    valid = g.add("Less", steps, g.add("Unsqueeze", n_steps, one))
+    n_steps = g.add("Div", g.add("Add", n_frames, g.whole(1)), g.whole(2))
+    longest = g.add("Div", g.add("Shape", "frames", start=1, end=2), g.whole(2))
+    # Blocks of as many tiles as stay in the cache, as even as can be, with the steps that the kernel reaches beside.
+    n_tiles = g.add("Div", g.add("Add", longest, g.whole(STEP - 1)), g.whole(STEP))
+    n_blocks = g.add("Div", g.add("Add", n_tiles, g.whole(BLOCK_TILES - 1)), g.whole(BLOCK_TILES))
+    tiles = g.add("Div", g.add("Sub", g.add("Add", n_tiles, n_blocks), g.whole(1)), n_blocks)
+    block = g.add("Mul", tiles, g.whole(STEP))
+    starts = g.add("Mul", g.span(n_blocks), block)
+    beside = KERNEL[0] - 1
+    steps = g.add("Add", starts, g.add("Transpose", g.span(g.add("Add", block, g.whole(beside)))))
+    steps = g.add("Sub", steps, g.whole(beside // 2))  # (blocks, steps of a block), those outside the clip too
+    valid = g.add("Less", steps, g.add("Unsqueeze", n_steps, g.whole(1, 2)))
+    valid = g.add("And", valid, g.add("GreaterOrEqual", steps, g.whole(0)))
     mask = g.add("Cast", valid, to=TensorProto.FLOAT)
-    x = g.add("Scan", "frames", mask, num_scan_inputs=2, body=_convolutions(model), scan_output_axes=[1])
+    # "same" of an even number of frames: conv_1 reaches 4 before and 5 behind.
+    n_window = g.add("Add", g.add("Mul", g.add("Add", block, g.whole(beside)), g.whole(2)), g.whole(9))
+    before, rest = beside + 4, g.add("Mul", g.add("Mul", n_blocks, block), g.whole(2))
+    behind = g.add("Sub", g.add("Add", rest, g.whole(beside + 9)), g.add("Mul", longest, g.whole(2)))
+    padded = g.add("Pad", "frames", g.add("Concat", g.whole(0, before, 0, 0), behind, g.whole(0), axis=0))
+    windows = g.add("Add", g.add("Mul", starts, g.whole(2)), g.add("Transpose", g.span(n_window)))
+    blocks = g.add(
+        "Reshape",
+        g.add("Gather", padded, windows, axis=1),
+        g.add("Concat", g.whole(-1), n_window, g.whole(N_BINS), axis=0),
+    )
+    mask = g.add("Reshape", mask, g.add("Concat", g.whole(-1), g.add("Add", block, g.whole(beside)), axis=0))
+    x = g.add("Scan", blocks, mask, num_scan_inputs=2, body=_convolutions(model))
+    batch = g.add("Shape", "frames", start=0, end=1)
+    x = g.add("Reshape", x, g.add("Concat", batch, g.whole(-1, CHANNELS * BINS_OUT), axis=0))
+    x = g.add("Transpose", g.add("Slice", x, g.whole(0), longest, g.whole(1)), perm=[1, 0, 2])
     lengths = g.add("Cast", n_steps, to=TensorProto.INT32)
     for layer in model.layers:
         if not layer.name.startswith("bidirectional"):
@@ -117,14 +146,13 @@ def build_onnx(model: "keras.Model", weights_sha256: str) -> bytes:
 
 
 def _convolutions(model: "keras.Model") -> Any:
-    """Graph of one clip: ``clip`` (frames, 193) and ``mask`` (steps,) give ``features`` (steps, 49 · 32)."""
+    """Graph of one block: ``block`` (2 · (steps + 10) + 9, 193) and ``mask`` (steps + 10,) give (steps, 49 · 32)."""
     from onnx import TensorProto, helper
 
-    g = _Graph("clip_")
+    g = _Graph("block_")
     kernel, bias = _folded(model, 1)
-    # "same" of an even number of frames: 4 before, 5 behind.
-    x = g.add("Unsqueeze", "clip", g.whole(0, 1))
-    x = g.add("Conv", x, g.constant(kernel), g.constant(bias), strides=[2, 2], pads=[4, 20, 5, 20])
+    x = g.add("Unsqueeze", "block", g.whole(0, 1))
+    x = g.add("Conv", x, g.constant(kernel), g.constant(bias), strides=[2, 2], pads=[0, 20, 0, 20])
     x = g.add("Mul", g.add("Relu", x), g.add("Unsqueeze", "mask", g.whole(0, 1, 3)))
     x = g.add("Transpose", g.add("Squeeze", x, g.whole(0)), perm=[1, 2, 0])  # (steps, 97, 32)
     kernel, bias = _folded(model, 2)
@@ -134,16 +162,16 @@ def _convolutions(model: "keras.Model") -> Any:
         g.nodes,
         "convolutions",
         [
-            helper.make_tensor_value_info("clip", TensorProto.FLOAT, ["frames", N_BINS]),
+            helper.make_tensor_value_info("block", TensorProto.FLOAT, ["window", N_BINS]),
             helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["steps"]),
         ],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["steps", None])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["outputs", CHANNELS * BINS_OUT])],
         g.initializers,
     )
 
 
 def _spectral_convolution(g: _Graph, x: str, kernel: np.ndarray) -> str:
-    """(steps, 49, out) from x (steps, 97, in) and a kernel (out, in, 11, 21), as `training.spectral` says."""
+    """(22 n, 49, out) from x (22 n + 10, 97, in) and a kernel (out, in, 11, 21), as `training.spectral` says."""
     n_out, n_in = kernel.shape[:2]
     matrices = transforms()
     # The kernel's spectrum (frequency, real and imaginary · phase · in, real and imaginary · out): made at loading.
@@ -152,15 +180,11 @@ def _spectral_convolution(g: _Graph, x: str, kernel: np.ndarray) -> str:
     real, imaginary = (g.add("Gather", spectrum, g.constant(np.array(part)), axis=1) for part in (0, 1))
     rows = [(real, imaginary), (g.add("Neg", imaginary), real)]
     spectrum = g.add("Concat", *(g.add("Concat", *row, axis=2) for row in rows), axis=1)
-    # Tiles of 32 steps, from 5 before the first on.
-    n_steps = g.add("Shape", x, start=0, end=1)
-    n_tiles = g.add("Div", g.add("Add", n_steps, g.whole(STEP - 1)), g.whole(STEP))
-    behind = g.add("Sub", g.add("Add", g.add("Mul", n_tiles, g.whole(STEP)), g.whole(5)), n_steps)
+    # Overlapping tiles of 32 steps.
     x = g.add("MatMul", g.constant(matrices.bins), x)
-    x = g.add("Pad", x, g.add("Concat", g.whole(5, 0, 0), behind, g.whole(0, 0), axis=0))
-    zero, one = (g.constant(np.array(value, np.int64)) for value in (0, 1))
-    starts = g.add("Mul", g.add("Range", zero, g.add("Squeeze", n_tiles), one), g.whole(STEP))
-    x = g.add("Gather", x, g.add("Add", g.add("Unsqueeze", starts, g.whole(1)), g.constant(np.arange(N_TIME))), axis=0)
+    n_tiles = g.add("Div", g.add("Shape", x, start=0, end=1), g.whole(STEP))
+    starts = g.add("Mul", g.span(n_tiles), g.whole(STEP))
+    x = g.add("Gather", x, g.add("Add", starts, g.constant(np.arange(N_TIME))), axis=0)
     x = g.add("MatMul", g.constant(matrices.time), g.add("Reshape", x, g.whole(0, 2 * N_TIME, -1)))
     # One product over the channels for each frequency.
     x = g.add("Reshape", x, g.whole(-1, N_TIME, 2, HALF, 2 * n_in))
@@ -169,8 +193,7 @@ def _spectral_convolution(g: _Graph, x: str, kernel: np.ndarray) -> str:
     # And back.
     x = g.add("Reshape", g.add("Transpose", x, perm=[2, 0, 3, 1, 4]), g.whole(-1, 2 * N_TIME, HALF * n_out))
     x = g.add("MatMul", g.constant(matrices.time_back), x)
-    x = g.add("Slice", g.add("Reshape", x, g.whole(-1, 2 * HALF, n_out)), g.whole(0), n_steps)
-    return g.add("MatMul", g.constant(matrices.bins_back), x)
+    return g.add("MatMul", g.constant(matrices.bins_back), g.add("Reshape", x, g.whole(-1, 2 * HALF, n_out)))
 
 
 def _folded(model: "keras.Model", index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -189,7 +212,7 @@ def largest_difference(card: ModelCard, folder: Path) -> float:
     rng = np.random.default_rng(0)
     reference, exported = load_keras(card, folder, 0), load_onnx(card, folder, 0)
     worst = 0.0
-    for n in (1, 2, 37, 500):
+    for n in (1, 2, 37, 500, 3001):
         frames, n_frames = rng.standard_normal((1, n, N_BINS), np.float32), np.array([n], np.int32)
         difference = np.abs(reference(frames, n_frames) - exported(frames, n_frames)).max()
         worst = float(np.maximum(worst, difference))  # NaN stays
