@@ -9,12 +9,15 @@ from typing import Any, BinaryIO
 
 import uvicorn
 from fastapi import FastAPI, Request, UploadFile
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
+from starlette.responses import PlainTextResponse, Response
 
 from auth import ApiKeys, is_public
 from config import Settings, read_settings, unknown_settings
 from custom_logger import RequestLogMiddleware, configure_logging
 from gate import UploadGate
+from metrics import RequestMetrics
 from openai_api import Transcription as OpenAITranscription
 from openai_api import create_router
 from openai_errors import PATHS, OpenAIErrors
@@ -94,6 +97,7 @@ def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> 
     app.add_middleware(UploadGate, service=service, paths=frozenset({UPLOAD, *PATHS}))
     app.add_middleware(ApiKeys, settings=settings)
     app.add_middleware(RequestLogMiddleware, crashed=crashed)
+    app.add_middleware(RequestMetrics, metrics=service.metrics)
     app.add_middleware(OpenAIErrors)  # the outermost
 
     @app.get("/", summary="Health check")
@@ -122,6 +126,10 @@ def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> 
     async def readyz() -> Health:
         service.check_ready()
         return Health(status="ready")
+
+    @app.get("/metrics", summary="Counters for Prometheus", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.post(UPLOAD, summary="Transcribe a WAV file", responses=documented_errors(*UPLOAD_ERRORS))
     async def upload(request: Request, file: UploadFile) -> Transcription:

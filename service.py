@@ -7,12 +7,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import BinaryIO, TypeVar
 
 from starlette.requests import Request
 
 from config import Settings
+from metrics import Metrics
 from predictor import SpeechPredictor, Stages
 from speech.audio import Waveform, decode_wav
 from speech.batching import Batcher
@@ -50,6 +51,9 @@ class Service:
         self._problem: SpeechError = NotReady("expected a loaded model, found one that is still loading")
         self._loading: Future[None] | None = None
         self._batcher: Batcher[Waveform, tuple[Transcript, Stages, int]] | None = None
+        self.metrics = Metrics()
+        self.metrics.in_flight.set_function(lambda: self.in_flight)
+        self.metrics.queue_seconds.set_function(lambda: self._batcher.queued_seconds if self._batcher else 0.0)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -92,6 +96,7 @@ class Service:
     def _run(self, waveforms: list[Waveform]) -> list[tuple[Transcript, Stages, int]]:
         assert self._predictor is not None
         transcripts, stages = self._predictor.transcribe_timed(waveforms)
+        self.metrics.batch(len(waveforms), **asdict(stages))
         return [(transcript, stages, len(waveforms)) for transcript in transcripts]
 
     def check_ready(self) -> None:
@@ -133,6 +138,7 @@ class Service:
             log.exception("the network failed")
             raise
         seconds = time.perf_counter() - started
+        self.metrics.answer(waveform.duration, seconds)
         log.info(
             "%.2f s of audio in %.3f s, real-time factor %.4f; batch of %d: features %.3f s, network %.3f s, "
             "decoding %.3f s; %d characters%s",
