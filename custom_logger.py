@@ -1,14 +1,17 @@
 """What a log record looks like, where it goes, and the request id that every line of a request carries."""
 
+import json
 import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,11 +21,50 @@ from config import Settings
 
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s [%(request_id)s] %(message)s"
 MAX_BYTES, BACKUPS = 10 * 2**20, 5  # of each log file
-FILES = {"api": ("api",), "predictor": ("predictor", "speech")}  # file name: loggers that write into it
+FILES = {"api": ("api", "uvicorn"), "predictor": ("predictor", "speech")}  # file name: loggers that write into it
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # ends a line, or steers a terminal
 WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 log = logging.getLogger("api")
+
+
+class TextFormatter(logging.Formatter):
+    """A line to read. What a client wrote cannot begin another one: control characters are escaped, and the lines of
+    a traceback are indented."""
+
+    def __init__(self) -> None:
+        super().__init__(FORMAT)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line of the record."""
+        return _escaped(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """The traceback below it."""
+        return "\n".join("    " + _escaped(line) for line in super().formatException(ei).split("\n"))
+
+
+def _escaped(text: str) -> str:
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, in ASCII; a message's named values are fields of their own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object of the record."""
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "request_id": request_id.get(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        values = record.args if isinstance(record.args, Mapping) else {}
+        return json.dumps({**values, **entry}, default=str)
 
 
 def configure_logging(settings: Settings) -> None:
@@ -31,11 +73,12 @@ def configure_logging(settings: Settings) -> None:
     A folder or file that cannot be written costs a warning on the console, never a request.
     """
     logging.raiseExceptions = False  # a record that cannot be written is dropped
-    console = _prepared(logging.StreamHandler())
+    formatter = JsonFormatter() if settings.log_format == "json" else TextFormatter()
+    console = _prepared(logging.StreamHandler(), formatter)
     for file, names in FILES.items():
         handlers, problem = [console], None
         try:
-            handlers.append(_prepared(_file_handler(settings.log_folder / f"{file}.log")))
+            handlers.append(_prepared(_file_handler(settings.log_folder / f"{file}.log"), formatter))
         except OSError as error:
             problem = error
         for name in names:
@@ -54,8 +97,8 @@ def _file_handler(file: Path) -> logging.Handler:
     return RotatingFileHandler(file, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8")
 
 
-def _prepared(handler: logging.Handler) -> logging.Handler:
-    handler.setFormatter(logging.Formatter(FORMAT))
+def _prepared(handler: logging.Handler, formatter: logging.Formatter) -> logging.Handler:
+    handler.setFormatter(formatter)
     handler.addFilter(_add_request_id)
     return handler
 
@@ -103,14 +146,13 @@ class RequestLogMiddleware:
                 await self.crashed(scope, counting_receive, tagging_send)
         finally:
             host, port = scope.get("client") or ("-", 0)
-            log.info(
-                "%s %s %d %.1f ms %d bytes from %s:%d",
-                scope["method"],
-                quote(scope["path"]),
-                status or 499,  # the client went away
-                1000 * (time.perf_counter() - started),
-                received,
-                host,
-                port,
-            )
+            values = {
+                "method": scope["method"],
+                "path": quote(scope["path"]),
+                "status": status or 499,  # the client went away
+                "ms": round(1000 * (time.perf_counter() - started), 1),
+                "bytes": received,
+                "client": f"{host}:{port}",
+            }
+            log.info("%(method)s %(path)s %(status)d %(ms).1f ms %(bytes)d bytes from %(client)s", values)
             request_id.reset(token)

@@ -139,18 +139,20 @@ class Service:
             raise
         seconds = time.perf_counter() - started
         self.metrics.answer(waveform.duration, seconds)
+        values = {
+            "audio_seconds": waveform.duration,
+            "seconds": seconds,
+            "real_time_factor": seconds / waveform.duration,
+            "batch": batch_size,
+            **asdict(stages),
+            "characters": len(transcript.text),
+            **({"text": transcript.text} if self.settings.log_text else {}),
+        }
         log.info(
-            "%.2f s of audio in %.3f s, real-time factor %.4f; batch of %d: features %.3f s, network %.3f s, "
-            "decoding %.3f s; %d characters%s",
-            waveform.duration,
-            seconds,
-            seconds / waveform.duration,
-            batch_size,
-            stages.features,
-            stages.network,
-            stages.decoding,
-            len(transcript.text),
-            f": {transcript.text!r}" if self.settings.log_text else "",
+            "%(audio_seconds).2f s of audio in %(seconds).3f s, real-time factor %(real_time_factor).4f; "
+            "batch of %(batch)d: features %(features).3f s, network %(network).3f s, decoding %(decoding).3f s; "
+            "%(characters)d characters" + (": %(text)r" if self.settings.log_text else ""),
+            values,
         )
         return Answer(transcript, waveform.duration, seconds)
 
