@@ -64,7 +64,7 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         values = record.args if isinstance(record.args, Mapping) else {}
-        return json.dumps({**values, **entry}, default=str)
+        return json.dumps({**entry, **values, **entry}, default=str)  # no value takes the place of a field
 
 
 def configure_logging(settings: Settings) -> None:
