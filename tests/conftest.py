@@ -82,12 +82,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     model = build_model(2, 16)
     rng = np.random.default_rng(1)
-    for weight in model.weights:  # nothing is left at its neutral start
-        weight.assign(
-            np.abs(weight.numpy())
-            + rng.uniform(0.01, 0.2, weight.shape)
-            * (1 if "variance" in weight.path else rng.choice([-1, 1], weight.shape))
-        )
+    for weight in model.weights:  # nothing is left at its neutral start, and sums stay of the order of one
+        name = weight.path.rpartition("/")[2]
+        start = 1.0 if name in ("gamma", "moving_variance") else 0.0
+        size = 3 / np.sqrt(np.prod(weight.shape[:-1])) if name.endswith("kernel") else 0.2
+        weight.assign(start + size * rng.uniform(-1, 1, weight.shape))
     model.save(folder / WEIGHTS)
     alphabet = Alphabet()
     write_card(

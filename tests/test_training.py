@@ -15,7 +15,8 @@ from speech.alphabet import Alphabet
 from training.augment import Augmentation
 from training.dataset import batches, load_audio, load_clips, read_utterances, repeat
 from training.publish import write_weights
-from training.torch_model import BiGru, Network, _FrequencyStridedConv
+from training.spectral import STEP
+from training.torch_model import BiGru, Network, SpectralConv
 from training.train import Recipe, Trainer, ctc_loss, load_splits, main
 
 RATE = 22050
@@ -93,17 +94,16 @@ def test_a_run_can_start_from_a_model(tiny_model: Path, corpus: Path, tmp_path: 
         Trainer(Recipe(rnn_layers=2, rnn_units=8), train, dev, tmp_path).start_from(tiny_model)
 
 
-def test_the_gradients_of_the_convolution_are_pytorchs():
+@pytest.mark.parametrize("n_steps", [1, 30, STEP, 2 * STEP + 1])
+def test_the_convolution_and_its_gradients_are_pytorchs(n_steps: int):
     torch.manual_seed(0)
-    x, w = torch.randn(2, 32, 30, 97), torch.randn(32, 32, 11, 21) / 30
-    grad = torch.randn(2, 32, 30, 49)
+    layer = SpectralConv(32)
+    x = torch.randn(2, n_steps, 97, 32, requires_grad=True)
+    direct = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), layer.weight, stride=(1, 2), padding=(5, 10))
+    grad = torch.randn(2, n_steps, 49, 32)
     pairs = []
-    for f in (
-        lambda a, b: torch.nn.functional.conv2d(a, b, stride=(1, 2), padding=(5, 10)),
-        _FrequencyStridedConv.apply,
-    ):
-        a, b = x.clone().requires_grad_(), w.clone().requires_grad_()
-        pairs.append(torch.autograd.grad(f(a, b), (a, b), grad))
+    for y in (direct.permute(0, 2, 3, 1), layer(x)):
+        pairs.append((y, *torch.autograd.grad(y, (x, layer.weight), grad)))
     for expected, found in zip(*pairs, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 

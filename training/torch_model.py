@@ -4,48 +4,57 @@ Keras stays the definition and the shipped artefact; `to_keras` copies the weigh
 Matrix products run in bfloat16 where asked; weights, normalisation and the loss stay in float32.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.spectral import BINS_OUT, HALF, KERNEL, N_TIME, STEP, transforms
+
 CHANNELS = 32
 BN_EPSILON = 1e-3  # Keras' default
 
 
-class _FrequencyStridedConv(torch.autograd.Function):
-    """conv_2 (11 × 21, strides 1 × 2) with its weight gradient as one matrix product per clip.
+class SpectralConv(nn.Module):
+    """conv_2 (11 × 21, strides 1 × 2, "same") in the frequency domain, as `training.spectral` says."""
 
-    The weight gradient of the stock convolution takes six times as long as its forward pass on CPUs without AMX.
-    Time shifts go to the gradient's side and frequency shifts to the input's: (11·out, T·F) @ (T·F, 21·in).
-    """
+    bins: Tensor
+    time: Tensor
+    time_back: Tensor
+    bins_back: Tensor
+    kernel: Tensor
 
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:  # x (B, C, T, F) channels_last
-        ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, stride=(1, 2), padding=(5, 10))
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, channels, *KERNEL))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as nn.Conv2d
+        for name, matrix in asdict(transforms()).items():
+            self.register_buffer(name, torch.from_numpy(matrix), persistent=False)
 
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        out_c, in_c, k_t, k_f = weight.shape
-        grad_x = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, (1, 2), (5, 10), (1, 1), False, (0, 0), 1, (True, False, False))[0]  # fmt: skip
-        batch, _, n_t, n_f = grad.shape
-        accumulated = torch.zeros(k_t * out_c, k_f * in_c)
-        for b in range(batch):
-            clip = F.pad(x[b].permute(1, 2, 0), (0, 0, 10, 10)).contiguous()  # (T, F + 20, C)
-            columns = clip.as_strided((n_t, n_f, k_f * in_c), (clip.stride(0), 2 * in_c, 1)).reshape(-1, k_f * in_c)
-            g = F.pad(grad[b].permute(1, 2, 0), (0, 0, 0, 0, 5, 5))  # (T + 10, F, out)
-            # Input row t meets output row t + 5 - i under kernel row i.
-            shifts = torch.stack([g[k_t - 1 - i : k_t - 1 - i + n_t] for i in range(k_t)])
-            shifts = shifts.reshape(k_t, n_t * n_f, out_c).transpose(1, 2).reshape(k_t * out_c, n_t * n_f)
-            accumulated += shifts @ columns
-        grad_w = accumulated.reshape(k_t, out_c, k_f, in_c).permute(1, 3, 0, 2)
-        return grad_x, grad_w.to(weight.dtype)
+    def spectrum(self) -> Tensor:
+        """The kernel's: float32 (32 · 28, 2 · 2 phases · in, 2 · out)."""
+        n_out, n_in = self.weight.shape[:2]
+        taps = F.pad(self.weight, (0, 1)).view(n_out, n_in, KERNEL[0], -1, 2)  # pairs of even and odd bins
+        taps = taps.permute(2, 3, 4, 1, 0).reshape(self.kernel.shape[1], -1)
+        real, imaginary = (self.kernel @ taps).view(N_TIME * HALF, 2, 2 * n_in, n_out).unbind(1)
+        return torch.cat([torch.cat([real, imaginary], 2), torch.cat([-imaginary, real], 2)], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, 49, out) of x (B, T, 97, in), in its type."""
+        batch, n_steps, _, channels = x.shape
+        n_tiles = -(-n_steps // STEP)
+        x = F.pad(self.bins.to(x.dtype) @ x, (0, 0, 0, 0, 5, n_tiles * STEP + 5 - n_steps))
+        x = x.flatten(2).unfold(1, N_TIME, STEP).transpose(2, 3)  # overlapping tiles
+        x = self.time.to(x.dtype) @ x.reshape(batch * n_tiles, 2 * N_TIME, -1)
+        x = x.view(-1, N_TIME, 2, HALF, 2 * channels).permute(1, 3, 0, 2, 4).reshape(N_TIME * HALF, -1, 4 * channels)
+        x = (x @ self.spectrum().to(x.dtype)).view(N_TIME, HALF, -1, 2, channels).permute(2, 0, 3, 1, 4)
+        x = self.time_back.to(x.dtype) @ x.reshape(-1, 2 * N_TIME, HALF * channels)
+        x = self.bins_back.to(x.dtype) @ x.view(-1, 2 * HALF, channels)
+        return x.view(batch, n_tiles * STEP, BINS_OUT, channels)[:, :n_steps]
 
 
 class _GruRecurrence(torch.autograd.Function):
@@ -144,7 +153,7 @@ class Network(nn.Module):
         super().__init__()
         self.conv_1 = nn.Conv2d(1, CHANNELS, (11, 41), stride=(2, 2), padding=(0, 20), bias=False)
         self.conv_1_bn = nn.BatchNorm2d(CHANNELS, eps=BN_EPSILON)
-        self.conv_2 = nn.Conv2d(CHANNELS, CHANNELS, (11, 21), bias=False)
+        self.conv_2 = SpectralConv(CHANNELS)
         self.conv_2_bn = nn.BatchNorm2d(CHANNELS, eps=BN_EPSILON)
         widths = [49 * CHANNELS] + [2 * rnn_units] * (rnn_layers - 1)
         self.rnn = nn.ModuleList(BiGru(width, rnn_units) for width in widths)
@@ -163,10 +172,8 @@ class Network(nn.Module):
         x = F.conv2d(x.contiguous(memory_format=torch.channels_last), self.conv_1.weight.to(self.dtype),
                      stride=(2, 2), padding=(0, 20))  # fmt: skip
         x = torch.relu(self.conv_1_bn(x)) * mask
-        x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        weight = self.conv_2.weight.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        x = _FrequencyStridedConv.apply(x, weight)
-        x = torch.relu(self.conv_2_bn(x))
+        x = self.conv_2(x.to(self.dtype).permute(0, 2, 3, 1))
+        x = torch.relu(self.conv_2_bn(x.permute(0, 3, 1, 2)))
         x = x.permute(2, 0, 3, 1).flatten(2)  # (T, B, 49 · 32), frequency-major as Keras' Reshape
         reverse = torch.where(valid, n_steps[:, None] - 1 - steps, steps).t().contiguous()
         for index, layer in enumerate(self.rnn):
