@@ -2,8 +2,8 @@
 
 import logging
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from types import FrameType
 from typing import Any, BinaryIO
 
@@ -17,16 +17,14 @@ from auth import ApiKeys, is_public
 from config import Settings, read_settings, unknown_settings
 from custom_logger import RequestLogMiddleware, configure_logging
 from gate import UploadGate
+from live_api import MAX_MESSAGE, create_live_router
 from metrics import RequestMetrics
-from openai_api import Transcription as OpenAITranscription
-from openai_api import create_router
+from openai_api import Part, create_router
 from openai_errors import PATHS, OpenAIErrors
 from predictor import SpeechPredictor
 from responses import HANDLERS, crashed, documented_errors
 from service import Service
 from speech.audio import BIT_DEPTH, CHANNELS, SAMPLE_RATE
-from speech.formats import decode_audio
-from speech.segments import segments
 
 log = logging.getLogger("api")
 
@@ -141,12 +139,13 @@ def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> 
             processing_time=round(answer.processing_time, 4),
         )
 
-    async def hear(file: BinaryIO, request: Request) -> OpenAITranscription:
-        answer = await service.transcribe(file, request, decode_audio)
-        said = answer.transcript
-        return OpenAITranscription(said.text, said.words, segments(said.words), answer.duration)
+    async def hear(file: BinaryIO, request: Request) -> AsyncGenerator[Part, None]:
+        async with aclosing(service.transcribe_pieces(file, request)) as transcripts:
+            async for piece, said in transcripts:
+                yield Part(said.words, piece.end)
 
     app.include_router(create_router(hear, settings.model_folder.name))
+    app.include_router(create_live_router(service))
     return app
 
 
@@ -180,8 +179,17 @@ class Server(uvicorn.Server):
 def main() -> None:
     """Serve until a signal comes."""
     service: Service = app.state.service
+    settings = service.settings
     config = uvicorn.Config(
-        app, service.settings.host, service.settings.port, access_log=False, log_level="warning", lifespan="on"
+        app,
+        settings.host,
+        settings.port,
+        access_log=False,
+        log_level="warning",
+        lifespan="on",
+        ws_max_size=MAX_MESSAGE,
+        ws_ping_timeout=settings.timeout,
+        ws_per_message_deflate=False,  # sound hardly gets smaller, and what is small could grow a thousandfold
     )
     Server(config, service).run()
 

@@ -5,10 +5,11 @@ Source: https://platform.openai.com/docs/api-reference/audio and the ``openai`` 
 """
 
 import json
+import logging
 import math
-import re
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -16,12 +17,16 @@ from fastapi import APIRouter, Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from custom_logger import request_id
-from openai_errors import PATHS, openai_error
+from openai_errors import PATHS, error_of, openai_error
+from responses import error_response, speech_error_response
+from service import ClientGone
 from speech.ctc import Word
-from speech.segments import Segment
+from speech.errors import SpeechError
+from speech.segments import Segment, segments
 from speech.subtitles import to_srt, to_vtt
 
 ALIASES = ("whisper-1", "default")  # names that stand for the served model
@@ -41,7 +46,7 @@ FIELDS: dict[str, dict[str, Any]] = {  # of the form, as OpenAPI says it
 }
 UNSUPPORTED = {  # what OpenAI's clients can send besides
     "include": "log-probabilities of tokens are not given; verbose_json has avg_logprob and probability",
-    "chunking_strategy": "the whole clip is heard at once",
+    "chunking_strategy": "long sound is cut at its pauses in one way",
     "keywords": "there is no way to prefer words here",
     "languages": "the model hears English only",
     **dict.fromkeys(("known_speaker_names", "known_speaker_references"), "speakers are not told apart"),
@@ -58,7 +63,17 @@ class Transcription:
     duration: float
 
 
-Transcribe = Callable[[BinaryIO, Request], Awaitable[Transcription]]
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What was said in one piece of the sound, in order: words with times of the whole; it ends after ``end`` s."""
+
+    words: Sequence[Word]
+    end: float
+
+
+Transcribe = Callable[[BinaryIO, Request], AsyncGenerator[Part, None]]
+
+log = logging.getLogger("api")
 
 
 class RefusedParameter(Exception):
@@ -81,7 +96,8 @@ class Options:
 def create_router(transcribe: Transcribe, model: str, created: int = 0, owned_by: str = "local") -> APIRouter:
     """Routes that answer as OpenAI's do.
 
-    ``transcribe(file, request)`` is awaited once for each upload; what it raises is left to the app's handlers.
+    ``transcribe(file, request)`` gives the parts of each upload; what it raises is left to the app's handlers, or is
+    the last event of a stream that has begun.
     ``model`` is the name of the served model, ``created`` when it was made, in seconds since 1970.
     """
     router = APIRouter(tags=["OpenAI"])
@@ -90,11 +106,16 @@ def create_router(transcribe: Transcribe, model: str, created: int = 0, owned_by
 
     async def transcriptions(request: Request) -> Response:
         try:
-            async with request.form(max_files=1, max_fields=100) as form:
+            async with AsyncExitStack() as stack:
+                form = await stack.enter_async_context(request.form(max_files=1, max_fields=100))
                 options = read_options(form, names)
                 file = form["file"]
                 assert isinstance(file, UploadFile)
-                return answer(await transcribe(file.file, request), options)
+                parts = await stack.enter_async_context(aclosing(transcribe(file.file, request)))
+                first = await anext(parts)
+                if options.stream:
+                    return Events(_events(first, parts), stack.pop_all())
+                return answer(_joined([first, *[part async for part in parts]]), options)
         except ClientDisconnect:
             raise HTTPException(400, "expected the whole body, found the connection closed before") from None
         except RefusedParameter as refusal:
@@ -169,8 +190,6 @@ def _unknown_model(name: str, names: Sequence[str]) -> RefusedParameter:
 
 def answer(said: Transcription, options: Options) -> Response:
     """The transcription in the form that was asked for."""
-    if options.stream:
-        return Response(_events(said.text), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
     match options.response_format:
         case "text":
             return PlainTextResponse(said.text + "\n")
@@ -208,10 +227,44 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _events(text: str) -> str:
-    events = [{"type": "transcript.text.delta", "delta": delta} for delta in re.findall(r"\s*\S+", text)]
-    events.append({"type": "transcript.text.done", "text": text})
-    return "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+class Events(StreamingResponse):
+    """Server-sent events; what they are made of is closed with them, however they end."""
+
+    def __init__(self, events: AsyncIterator[dict[str, Any]], resources: AsyncExitStack) -> None:
+        lines = (f"data: {json.dumps(event)}\n\n" async for event in events)
+        super().__init__(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self.resources = resources
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self.resources:
+            await super().__call__(scope, receive, send)
+
+
+async def _events(first: Part, rest: AsyncIterator[Part]) -> AsyncIterator[dict[str, Any]]:
+    """A delta for each part in which something is said, then the whole text, or what went wrong."""
+    text = ""
+    part: Part | None = first
+    try:
+        while part:
+            if part.words:
+                delta = " " * bool(text) + " ".join(word.text for word in part.words)
+                text += delta
+                yield {"type": "transcript.text.delta", "delta": delta}
+            part = await anext(rest, None)
+    except ClientGone:
+        return
+    except SpeechError as error:
+        yield {"type": "error", "error": error_of(speech_error_response(error))}
+    except Exception:
+        log.exception("a stream of events crashed")
+        yield {"type": "error", "error": error_of(error_response(500, "InternalError", "internal error"))}
+    else:
+        yield {"type": "transcript.text.done", "text": text}
+
+
+def _joined(parts: Sequence[Part]) -> Transcription:
+    words = [word for part in parts for word in part.words]
+    return Transcription(" ".join(word.text for word in words), words, segments(words), parts[-1].end)
 
 
 def _refused(refusal: RefusedParameter) -> JSONResponse:

@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PATHS = ("/v1/audio/transcriptions", "/audio/transcriptions")
@@ -14,6 +15,12 @@ def openai_error(body: dict[str, Any], status: int, param: str | None = None) ->
     code = "model_not_found" if body["code"] == "UnknownModel" else re.sub(r"(?<!^)(?=[A-Z])", "_", body["code"])
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return {**body, "error": {"message": body["detail"], "type": kind, "param": param, "code": code.lower()}}
+
+
+def error_of(response: Response) -> dict[str, Any]:
+    """OpenAI's ``error`` object of a response with an error body of ours, for what is no response."""
+    error: dict[str, Any] = openai_error(json.loads(bytes(response.body)), response.status_code)["error"]
+    return error
 
 
 class OpenAIErrors:

@@ -4,9 +4,10 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import BinaryIO, TypeVar
 
@@ -18,13 +19,16 @@ from predictor import SpeechPredictor, Stages
 from speech.audio import Waveform, decode_wav
 from speech.batching import Batcher
 from speech.ctc import Transcript
-from speech.errors import DeadlineExceeded, InferenceFailed, ModelError, NotReady, SpeechError
+from speech.errors import DeadlineExceeded, InferenceFailed, ModelError, NotReady, QueueFull, SpeechError
 from speech.features import check_length
+from speech.formats import decode_blocks
+from speech.streaming import Piece, is_steady, pieces
+
+PIECES = 2  # of one long file that are transcribed at once
 
 log = logging.getLogger("predictor")
 
 T = TypeVar("T")
-Decode = Callable[[bytes, float], Waveform]  # (bytes of a file, most seconds) → sound
 
 
 class ClientGone(Exception):
@@ -46,7 +50,8 @@ class Service:
     def __init__(self, settings: Settings, predictor: SpeechPredictor | None = None) -> None:
         self.settings = settings
         self.draining = False
-        self.in_flight = 0  # uploads that were accepted and not yet answered
+        self.in_flight = 0  # uploads and streams that were accepted and not yet answered
+        self.streams = 0  # of them live ones
         self._predictor = predictor
         self._problem: SpeechError = NotReady("expected a loaded model, found one that is still loading")
         self._loading: Future[None] | None = None
@@ -116,7 +121,7 @@ class Service:
         assert self._batcher is not None
         self._batcher.check_room(1.0)
 
-    async def transcribe(self, file: BinaryIO, request: Request, decode: Decode = decode_wav) -> Answer:
+    async def transcribe(self, file: BinaryIO, request: Request) -> Answer:
         """The answer to one uploaded file, which has arrived as a whole and may lie on the disk.
 
         It is read and decoded in one of a few threads: that bounds how many uploads are in memory at once.
@@ -125,13 +130,76 @@ class Service:
             SpeechError: any of the tree; ClientGone: the client hung up first.
         """
         started = time.perf_counter()
-        waveform = await asyncio.to_thread(lambda: decode(file.read(), self.settings.max_seconds))
+        waveform = await asyncio.to_thread(lambda: decode_wav(file.read(), self.settings.max_seconds))
         check_length(waveform)
+        transcript = await _unless_gone(self._submit(waveform, started), request)
+        return Answer(transcript, waveform.duration, time.perf_counter() - started)
+
+    async def transcribe_pieces(
+        self, file: BinaryIO, request: Request
+    ) -> AsyncGenerator[tuple[Piece, Transcript], None]:
+        """The transcripts of a file of any length, piece after piece, with times of the whole file.
+
+        It is decoded as it goes, off the event loop; few pieces are in memory at once. Closing the iterator stops the
+        work.
+
+        Raises:
+            SpeechError: any of the tree, at whatever piece; ClientGone: the client hung up.
+        """
+        data = await asyncio.to_thread(file.read)
+        rest = pieces(decode_blocks(data, self.settings.max_long_seconds))
+        working: deque[tuple[Piece, asyncio.Task[Transcript]]] = deque()
+        try:
+            while (piece := await asyncio.to_thread(next, rest, None)) or working:
+                if piece:
+                    check_length(piece.waveform)
+                    working.append((piece, asyncio.create_task(self.hear(piece.waveform, patient=piece.start > 0))))
+                if len(working) >= PIECES or not piece:
+                    first, task = working.popleft()
+                    yield first, first.place(await _unless_gone(task, request))
+        finally:
+            tasks = [task for _, task in working]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Count a live stream while inside. Raises as `check_ready`, or QueueFull if there are too many."""
+        self.check_ready()
+        if self.streams >= self.settings.max_streams:
+            raise QueueFull(f"expected at most {self.settings.max_streams} live streams, found {self.streams}", 5)
+        self.streams += 1
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.streams -= 1
+            self.in_flight -= 1
+
+    async def hear(self, waveform: Waveform, patient: bool = True) -> Transcript:
+        """The text of a part of longer sound; none for steady noise. If ``patient``, a full queue is waited for.
+
+        Raises:
+            QueueFull, DeadlineExceeded, InferenceFailed.
+        """
+        if is_steady(waveform):
+            return Transcript("", 0.0)
+        return await self._submit(waveform, time.perf_counter(), patient)
+
+    async def preview(self, waveform: Waveform) -> Transcript:
+        """`hear` for sound that will be heard again: neither counted nor logged. Raises QueueFull if much waits."""
         assert self._batcher is not None
-        work = self._batcher.submit(waveform, waveform.duration)
+        if self._batcher.queued_seconds > self.settings.max_queue_seconds / 4:
+            raise QueueFull("expected a short queue for a partial text, found a long one")
+        if is_steady(waveform):
+            return Transcript("", 0.0)
+        return (await self._batcher.submit(waveform, waveform.duration))[0]
+
+    async def _submit(self, waveform: Waveform, started: float, patient: bool = False) -> Transcript:
         try:
             async with asyncio.timeout(self.settings.timeout):
-                transcript, stages, batch_size = await _unless_gone(work, request)
+                transcript, stages, batch_size = await self._in_turn(waveform, patient)
         except TimeoutError:
             raise DeadlineExceeded(f"expected an answer within {self.settings.timeout:g} s, found none") from None
         except InferenceFailed:
@@ -154,7 +222,17 @@ class Service:
             "%(characters)d characters" + (": %(text)r" if self.settings.log_text else ""),
             values,
         )
-        return Answer(transcript, waveform.duration, seconds)
+        return transcript
+
+    async def _in_turn(self, waveform: Waveform, patient: bool) -> tuple[Transcript, Stages, int]:
+        assert self._batcher is not None
+        while True:
+            try:
+                return await self._batcher.submit(waveform, waveform.duration)
+            except QueueFull as full:
+                if not patient:
+                    raise
+                await asyncio.sleep(min(1.0, full.retry_after))
 
 
 async def _unless_gone(work: Awaitable[T], request: Request) -> T:

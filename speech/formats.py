@@ -50,12 +50,16 @@ def decode_audio(data: bytes, max_seconds: float = float("inf")) -> Waveform:
         UnsupportedWav: no track with sound, an unknown encoding, or a rate or channel count out of bounds.
         AudioTooLong: more than ``max_seconds``.
     """
+    return Waveform(np.concatenate(list(decode_blocks(data, max_seconds))))
+
+
+def decode_blocks(data: bytes, max_seconds: float = float("inf")) -> Iterator[npt.NDArray[np.float32]]:
+    """`decode_audio` block by block, for sound that is not to be in memory as a whole; raises as it goes."""
     kind = _kind(data)
     rate, blocks = _open_av(data, kind) if kind in ("mov", "matroska") else _open_soundfile(data)
-    done: list[npt.NDArray[np.int16]] = []
     for block in _resampled(_mono(blocks, rate, max_seconds), rate):
-        done.append(np.clip(np.rint(block * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16))
-    return from_pcm16(np.concatenate(done))
+        samples = np.clip(np.rint(block * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+        yield from_pcm16(samples).samples
 
 
 def resample(samples: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.float32]:
@@ -67,14 +71,30 @@ def resample(samples: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.floa
 
 
 def _resampled(blocks: Iterator[npt.NDArray[np.float32]], rate: int) -> Iterator[npt.NDArray[np.float32]]:
-    """Blocks (n,) at 22050 Hz; joined they are the same however the sound is cut."""
-    if rate == SAMPLE_RATE:
-        yield from blocks
-        return
-    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    resampler = Resampler(rate)
     for block in blocks:
-        yield stream.resample_chunk(block)
-    yield stream.resample_chunk(np.empty(0, np.float32), last=True)
+        yield resampler.push(block)
+    yield resampler.end()
+
+
+class Resampler:
+    """Blocks float32 (n,) of any rate in Hz as blocks at 22050 Hz; joined they are the same however they were cut."""
+
+    def __init__(self, rate: float) -> None:
+        self._stream = (
+            None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        )
+
+    def push(self, samples: npt.NDArray[np.float32], last: bool = False) -> npt.NDArray[np.float32]:
+        """What can be had of these samples; a little is held back until the next ones."""
+        if self._stream is None:
+            return samples
+        resampled: npt.NDArray[np.float32] = self._stream.resample_chunk(samples, last=last)
+        return resampled
+
+    def end(self) -> npt.NDArray[np.float32]:
+        """What was held back."""
+        return self.push(np.empty(0, np.float32), last=True)
 
 
 def _mono(blocks: Iterator[Block], rate: int, max_seconds: float) -> Iterator[npt.NDArray[np.float32]]:

@@ -5,7 +5,7 @@ import html
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import BinaryIO
 
 import httpx
@@ -18,25 +18,29 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from openai_api import Transcription, create_router
+from openai_api import Part, create_router
 from openai_errors import PATHS, OpenAIErrors, openai_error
 from speech.ctc import Word
-from speech.errors import NotAWav
-from speech.segments import segments
+from speech.errors import DeadlineExceeded, NotAWav
 
 TEXT = "is it a <cat> or a dog?"
 CLIP = ("clip.wav", b"sound")
 WORDS = tuple(Word(text, start, start + 0.1, 0.9) for start, text in enumerate(TEXT.split(), start=1))
 
 
-async def fake_transcribe(file: BinaryIO, request: Request) -> Transcription:
-    """Fixed words; b'noise' is not audio, b'' is silence."""
+async def fake_transcribe(file: BinaryIO, request: Request) -> AsyncGenerator[Part, None]:
+    """Fixed words in two parts; b'noise' is not audio, b'' is silence, b'broken' fails and b'bug' crashes midway."""
     data = file.read()
     await asyncio.sleep(0)
     if data == b"noise":
         raise NotAWav("expected WAV, found b'noise'")
     words = WORDS if data else ()
-    return Transcription(" ".join(w.text for w in words), words, segments(words), 8.5)
+    yield Part(words[:4], 5.0)
+    if data == b"broken":
+        raise DeadlineExceeded("expected an answer within 60 s, found none")
+    if data == b"bug":
+        raise RuntimeError("secret")
+    yield Part(words[4:], 8.5)
 
 
 def make_app() -> FastAPI:
@@ -126,10 +130,24 @@ def test_granularities(strict: openai.OpenAI, asked):
 def test_stream(strict: openai.OpenAI, form):
     with strict.audio.transcriptions.create(model="model1", file=CLIP, stream=True, response_format=form) as stream:
         events = list(stream)
-    assert {e.type for e in events[:-1]} == {"transcript.text.delta"}
-    assert len(events) == len(WORDS) + 1
+    assert [e.type for e in events[:-1]] == ["transcript.text.delta"] * 2
     assert "".join(e.delta for e in events[:-1]) == TEXT
     assert (events[-1].type, events[-1].text) == ("transcript.text.done", TEXT)
+
+
+@pytest.mark.parametrize(("data", "code"), [(b"broken", "deadline_exceeded"), (b"bug", "internal_error")])
+def test_a_stream_that_fails_midway_ends_with_an_error(client: openai.OpenAI, url: str, data: bytes, code: str):
+    file = ("clip.wav", data)
+    heard = []
+    with (
+        pytest.raises(openai.APIError) as caught,
+        client.audio.transcriptions.create(model="model1", file=file, stream=True) as stream,
+    ):
+        heard.extend(event.type for event in stream)
+    assert (heard, caught.value.code, caught.value.type) == (["transcript.text.delta"], code, "server_error")
+    body = httpx.post(f"{url}/v1/audio/transcriptions", files={"file": file}, data={"stream": "true"}).text
+    assert "secret" not in body
+    assert body.count("data: ") == 2
 
 
 def test_silence(strict: openai.OpenAI, client: openai.OpenAI):
