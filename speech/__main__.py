@@ -22,8 +22,9 @@ from config import read_settings
 from predictor import SpeechPredictor
 from speech.ctc import Word
 from speech.errors import SpeechError
-from speech.formats import decode_audio
+from speech.formats import decode_blocks
 from speech.segments import segments
+from speech.streaming import is_steady, pieces
 from speech.subtitles import to_srt, to_vtt
 
 FORMATS = ("text", "json", "srt", "vtt")
@@ -32,7 +33,7 @@ STDIN = "-"
 TRIES = 10  # with a server that says when to come back
 LONGEST_WAIT = 30.0  # seconds, whatever it says
 SERVER_JOBS = 8  # a server makes batches of what comes at the same time
-TIMEOUT = httpx.Timeout(600.0, connect=10.0)  # seconds
+TIMEOUT = httpx.Timeout(3600.0, connect=10.0)  # seconds; the text of hours takes its time
 CORES = os.cpu_count() or 1
 
 
@@ -64,9 +65,13 @@ def load(given: argparse.Namespace, jobs: int) -> Hear:
     predictor = SpeechPredictor.load(settings.model_folder, settings.engine, threads, settings.decoder)
 
     def hear(data: bytes) -> Heard:
-        waveform = decode_audio(data, settings.max_seconds)
-        said = predictor.transcribe(waveform)
-        return Heard(said.text, said.words, waveform.duration)
+        said, end = [], 0.0
+        for piece in pieces(decode_blocks(data, settings.max_long_seconds)):
+            if not is_steady(piece.waveform):
+                said.append(piece.place(predictor.transcribe(piece.waveform)))
+            end = piece.end
+        text = " ".join(part.text for part in said if part.text)
+        return Heard(text, [word for part in said for word in part.words], end)
 
     return hear
 

@@ -1,6 +1,7 @@
 """API keys: who is let in, what the others are told, and that no key is ever shown."""
 
 import asyncio
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,8 @@ import openai
 import pytest
 from pydantic import SecretStr, ValidationError
 from starlette.testclient import TestClient
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from api import create_app
 from auth import ApiKeys, is_public
@@ -130,6 +133,41 @@ def test_the_openai_client(server: Process):
         assert (caught.value.status_code, caught.value.code) == (401, "invalid_api_key")
         with pytest.raises(openai.AuthenticationError):
             client.models.list()
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/stream", "/vosk", "/nowhere"])
+@pytest.mark.parametrize(
+    ("query", "headers"),
+    [
+        ("", {}),
+        ("?api_key=wrong", {}),
+        ("?api_key=", {}),
+        ("", {"Authorization": "Bearer wrong"}),
+        ("?key=first-key", {}),
+    ],
+)
+def test_a_websocket_without_a_key_is_refused_at_its_handshake(server: Process, path: str, query: str, headers):
+    with (
+        pytest.raises(InvalidStatus) as caught,
+        connect(f"ws{server.url[4:]}{path}{query}", additional_headers=headers),
+    ):
+        pass
+    answer = caught.value.response
+    assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+    body = json.loads(answer.body)
+    assert body["code"] == "InvalidApiKey"
+    assert body["detail"].startswith("expected an API key")
+
+
+@pytest.mark.parametrize(
+    ("query", "headers"), [("?api_key=first-key", {}), ("?api_key=second_KEY%2B/%3D", {}), ("", GOOD)]
+)
+def test_a_websocket_with_a_key_is_served(server: Process, query: str, headers):
+    with connect(f"ws{server.url[4:]}/v1/audio/stream{query}", additional_headers=headers) as socket:
+        socket.send('{"sample_rate": 22050}')
+        socket.send('{"eof": true}')
+        assert json.loads(socket.recv(timeout=30)) == {"type": "done", "duration": 0.0}
+    assert "first-key" not in "".join(server.lines)
 
 
 def test_a_large_body_without_a_key_sees_the_401(server: Process):

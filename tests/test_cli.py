@@ -10,6 +10,7 @@ import termios
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import srt
@@ -107,6 +108,22 @@ def test_json_of_several_is_an_object_a_line(folder: Path, said: str):
         *(str(folder / "deep" / name) for name in ("B.FLAC", "er/c.ogg")),
     ]
     assert json.loads(lines[0])["text"] == said
+
+
+def test_a_long_file_is_heard_in_pieces_here_as_there(server: Process, tmp_path: Path):
+    samples, rate = soundfile.read(HELLO, dtype="int16")
+    silence = samples[:1] * 0
+    soundfile.write(tmp_path / "long.wav", np.concatenate([*[samples, silence.repeat(rate)] * 9]), rate)
+    found = json.loads(stt(tmp_path / "long.wav", "--format", "json").stdout)
+    assert found["duration"] == pytest.approx(9 * (3.433 + 1), abs=0.01)
+    there = json.loads(
+        stt(tmp_path / "long.wav", "--format", "json", "--server", server.url, STT_API_KEY="the-key").stdout
+    )
+    assert (found["text"], found["words"]) == (there["text"], there["words"])
+    starts = [word["start"] for word in found["words"]]
+    assert starts == sorted(starts)
+    assert starts[-1] > 35
+    assert "AudioTooLong: expected at most 9 s" in stt(tmp_path / "long.wav", STT_MAX_LONG_SECONDS="9").stderr
 
 
 def test_silence_is_an_empty_text(tmp_path: Path):

@@ -97,6 +97,15 @@ def test_what_clients_make_up_makes_no_labels(client: TestClient):
     assert not re.search(r"nowhere|BREW|model\d|id\d", client.get("/metrics").text.replace("model1", ""))
 
 
+def test_live_connections_are_counted_while_they_are_open(client: TestClient):
+    with client.websocket_connect("/v1/audio/stream") as socket:
+        assert value(client, "stt_live_connections") == 1
+        socket.send_text('{"eof": 1}')
+        assert socket.receive_json()["type"] == "done"
+    assert value(client, "stt_live_connections") == 0
+    assert value(client, "stt_requests_total", method="GET", path="/v1/audio/stream", status="101") == 1
+
+
 def test_each_app_counts_for_itself(client: TestClient, settings: Settings):
     upload(client, make_wav(make_sound(1)))
     with TestClient(create_app(settings, SpeechPredictor(FakeEngine()))) as other:
