@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 class Process:
     """``python api.py`` on a free port, its address read from what it prints."""
 
-    def __init__(self, tmp_path: Path, **variables: str) -> None:
+    def __init__(self, tmp_path: Path, ready: str = "ready", **variables: str) -> None:
         environment = {**os.environ, "STT_PORT": "0", "STT_LOG_FOLDER": str(tmp_path / "logs"), **variables}
         self.process = subprocess.Popen(
             [sys.executable, "api.py"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
@@ -32,7 +32,7 @@ class Process:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.url = self.wait_for(r"serving on (http://\S+),")
-        self.wait_for("ready")
+        self.wait_for(ready)
 
     def _read(self) -> None:
         assert self.process.stderr
