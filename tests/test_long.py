@@ -1,0 +1,176 @@
+"""Files of any length at OpenAI's endpoint, over a real socket: piece by piece, in order, and no longer than wanted."""
+
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import httpx
+import numpy as np
+import soundfile
+import uvicorn
+
+from api import create_app
+from config import Settings
+from predictor import SpeechPredictor
+from speech.alphabet import Alphabet
+from tests.conftest import RATE, FakeEngine
+from tests.test_streaming import noise, voice
+
+PATH = "/v1/audio/transcriptions"
+
+
+class Scribe(FakeEngine):
+    """Writes one word in the middle of each clip: a for the first it is given, b … as they come, which two lanes may
+    swap. May be made to wait or to fail."""
+
+    def __init__(self, before: Callable[[int], None] = lambda number: None) -> None:
+        super().__init__()
+        self.heard, self.before = 0, before
+
+    def __call__(self, frames: np.ndarray, n_frames: np.ndarray) -> np.ndarray:
+        log_probs = np.full((len(frames), (frames.shape[1] + 1) // 2, Alphabet().size), -20.0, np.float32)
+        log_probs[:, :, -1] = -1.0
+        for row, n in zip(log_probs, n_frames, strict=True):
+            if n > 200:  # not the warm-up
+                self.heard += 1
+                self.before(self.heard)
+                row[n // 4, self.heard] = 0.0
+        return log_probs
+
+
+@contextmanager
+def serving(settings: Settings, engine: FakeEngine) -> Iterator[str]:
+    app = create_app(settings, SpeechPredictor(engine))
+    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", 0, log_level="warning", lifespan="on"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def flac(*parts: np.ndarray) -> dict[str, tuple[str, bytes]]:
+    file = io.BytesIO()
+    soundfile.write(file, np.concatenate(parts), RATE, format="FLAC")
+    return {"file": ("long.flac", file.getvalue())}
+
+
+def events(response: httpx.Response) -> Iterator[dict]:
+    for line in response.iter_lines():
+        if line:
+            yield json.loads(line.removeprefix("data: "))
+
+
+def test_a_long_file_is_one_text_with_times_of_the_whole(settings: Settings):
+    engine = Scribe()
+    with serving(settings, engine) as url:
+        data = {"response_format": "verbose_json", "timestamp_granularities[]": ["word", "segment"]}
+        found = httpx.post(url + PATH, files=flac(voice(200)), data=data, timeout=60).json()
+    assert 200 / 30 < engine.heard <= 200 / 15 + 1
+    assert sorted(found["text"].split()) == [chr(ord("a") + i) for i in range(engine.heard)]
+    assert found["duration"] == 200.0
+    starts = [word["start"] for word in found["words"]]
+    assert all(10 < after - before < 35 for before, after in pairwise(starts))
+    assert starts[-1] > 170
+    assert [segment["text"] for segment in found["segments"]] == found["text"].split()
+
+
+def test_deltas_come_while_the_rest_is_still_heard(settings: Settings):
+    go_on = threading.Event()
+
+    def before(number: int) -> None:
+        assert number == 1 or go_on.wait(20)
+
+    with (
+        serving(settings, Scribe(before)) as url,
+        httpx.stream("POST", url + PATH, files=flac(voice(70)), data={"stream": "true"}, timeout=60) as response,
+    ):
+        found = events(response)
+        assert next(found) == {"type": "transcript.text.delta", "delta": "a"}
+        go_on.set()
+        *deltas, done = found
+    text = "a" + "".join(event["delta"] for event in deltas)
+    assert sorted(text.split()) == ["a", "b", "c", "d"][: len(deltas) + 1]
+    assert len(deltas) >= 2
+    assert done == {"type": "transcript.text.done", "text": text}
+
+
+def test_a_client_that_leaves_stops_the_work(settings: Settings):
+    engine, go_on = Scribe(lambda number: number == 1 or go_on.wait(20)), threading.Event()
+    with serving(settings, engine) as url:
+        files, data = flac(voice(500)), {"stream": "true"}
+        with httpx.stream("POST", url + PATH, files=files, data=data, timeout=60) as response:
+            assert next(events(response))["delta"] == "a"
+        deadline = time.monotonic() + 20
+        while (left := _in_flight(url)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert left == 0
+        go_on.set()
+        assert httpx.get(url + "/healthz").status_code == 200
+    assert engine.heard <= 3  # what the network had begun, and no more
+
+
+def _in_flight(url: str) -> float:
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return float(next(line for line in lines if line.startswith("stt_in_flight ")).split()[1])
+
+
+def test_a_failure_midway_is_an_error_event_or_a_status(settings: Settings):
+    def before(number: int) -> None:
+        if number > 1:
+            raise RuntimeError("secret")
+
+    with serving(settings, Scribe(before)) as url:
+        with httpx.stream("POST", url + PATH, files=flac(voice(70)), data={"stream": "true"}, timeout=60) as response:
+            first, last = events(response)
+        plain = httpx.post(url + PATH, files=flac(voice(70)), timeout=60)
+    assert first["type"] == "transcript.text.delta"
+    assert last["type"] == "error"
+    assert (last["error"]["code"], last["error"]["message"]) == ("inference_failed", "internal error")
+    assert (plain.status_code, plain.json()["code"]) == (500, "InferenceFailed")
+
+
+def test_the_deadline_is_that_of_a_piece_not_of_the_file(settings: Settings):
+    """Each piece takes a third of the deadline, the file several times as long."""
+    settings = settings.model_copy(update={"timeout": 0.9})
+    engine = Scribe(lambda number: time.sleep(0.3))
+    with serving(settings, engine) as url:
+        answer = httpx.post(url + PATH, files=flac(voice(150)), timeout=60)
+    assert answer.status_code == 200
+    assert engine.heard * 0.3 > 1.2
+
+
+def test_a_file_that_is_too_long(settings: Settings):
+    settings = settings.model_copy(update={"max_long_seconds": 50.0})
+    with serving(settings, Scribe()) as url:
+        assert httpx.post(url + PATH, files=flac(voice(49)), timeout=60).status_code == 200
+        refused = httpx.post(url + PATH, files=flac(voice(51)), timeout=60)
+    assert (refused.status_code, refused.json()["code"]) == (413, "AudioTooLong")
+
+
+def test_a_full_queue_is_waited_for_once_a_file_has_begun(settings: Settings):
+    """The queue takes one piece beside the one that runs: the file is heard all the same."""
+    settings = settings.model_copy(update={"max_queue_seconds": 1.0})
+    engine = Scribe(lambda number: time.sleep(0.05))
+    with serving(settings, engine) as url:
+        answer = httpx.post(url + PATH, files=flac(voice(100)), timeout=60)
+    assert answer.status_code == 200
+    assert len(answer.json()["text"].split()) == engine.heard > 3
+
+
+def test_noise_is_not_worth_the_network(settings: Settings):
+    engine = Scribe()
+    with serving(settings, engine) as url:
+        answer = httpx.post(url + PATH, files=flac(noise(70, 0.05)), timeout=60)
+        assert (answer.status_code, answer.json()["text"]) == (200, "")
+        assert engine.heard == 0
+        short = httpx.post(url + PATH, files=flac(np.zeros(100)), timeout=60)
+    assert (short.status_code, short.json()["code"]) == (422, "AudioTooShort")
