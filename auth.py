@@ -1,18 +1,24 @@
 """Who may use the service: API keys, and what is said when it is open to everyone."""
 
 import hmac
+import logging
 from hashlib import sha256
 from ipaddress import ip_address
+from urllib.parse import quote
+from uuid import uuid4
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from config import Settings
+from custom_logger import request_id
 from gate import refuse
 from responses import error_response
 
 HEALTH = frozenset({"/", "/healthz", "/readyz"})
 PAGE = "/ui"  # files that anyone may read; the page's own calls need a key
+
+log = logging.getLogger("api")
 
 
 class ApiKeys:
@@ -30,6 +36,9 @@ class ApiKeys:
         if not self.digests or scope["type"] == "lifespan" or _is_open(scope) or (key and self._is_known(key)):
             await self.app(scope, receive, send)
             return
+        if scope["type"] == "websocket":
+            request_id.set(uuid4().hex)  # a request has one already
+            log.info("WS %(path)s %(status)d", {"path": quote(scope["path"]), "status": 401})
         found = "one that is not known" if key else "none"
         response = error_response(
             401, "InvalidApiKey", f"expected an API key as 'Authorization: Bearer KEY', found {found}",

@@ -157,6 +157,7 @@ def test_a_websocket_without_a_key_is_refused_at_its_handshake(server: Process, 
     body = json.loads(answer.body)
     assert body["code"] == "InvalidApiKey"
     assert body["detail"].startswith("expected an API key")
+    server.wait_for(re.escape(f"[{body['request_id']}] WS {path} 401"))
 
 
 @pytest.mark.parametrize(

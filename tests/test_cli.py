@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -158,18 +160,42 @@ def test_a_server_with_broken_files_and_the_v1_of_other_clients(server: Process,
     ]  # fmt: skip
 
 
-def test_a_server_that_is_busy_is_asked_again(tmp_path: Path):
-    started = Process(tmp_path, STT_MAX_QUEUE_SECONDS="1", STT_THREADS="1")
-    try:
-        files = []
-        for number in range(12):
-            files.append(tmp_path / f"{number:02}.wav")
-            files[-1].write_bytes(make_wav(make_sound(25, number)))
-        done = stt(*files, "--server", started.url, "--jobs", 12)
-        assert (done.returncode, len(done.stdout.splitlines())) == (0, 12)
-        assert any("/v1/audio/transcriptions 503" in line for line in started.lines)
-    finally:
-        started.stop()
+@pytest.mark.parametrize(
+    ("answers", "code", "out", "err"),
+    [
+        ([(503, "1", '{"code": "QueueFull", "detail": "full"}'), (200, "", '{"text": "a", "words": [], "duration": 1}')], 0, "a\n", ""),
+        ([(503, "", '{"code": "ModelNotFound", "detail": "expected a model"}')], 1, "", "ModelNotFound: expected a model"),
+        ([(503, "soon", '{"code": "QueueFull", "detail": "full"}')], 1, "", "QueueFull: full"),
+        ([(502, "", "<html>" * 50)], 1, "", "expected an answer of this service, found status 502 and '<html>"),
+        ([(200, "", '{"text": "a"}')], 1, "", "found status 200"),
+        ([(200, "", "[]")], 1, "", "found status 200"),
+    ],
+)  # fmt: skip
+def test_what_a_server_may_say(answers: list[tuple[int, str, str]], code: int, out: str, err: str):
+    """A server that is busy is asked again if it says when; another one than ours is no crash."""
+    left = list(answers)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status, wait, body = left.pop(0)
+            self.send_response(status)
+            if wait:
+                self.send_header("Retry-After", wait)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        done = stt(HELLO, "--server", f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+        thread.join(10)
+    assert (done.returncode, done.stdout, left) == (code, out, [])
+    assert err in done.stderr
 
 
 def test_wrong_keys_and_servers_are_said_for_each_file(server: Process):
@@ -215,10 +241,8 @@ def test_a_bar_is_drawn_on_a_terminal_only(folder: Path):
     process = subprocess.Popen(
         [sys.executable, "-m", "speech", str(folder / "deep")], cwd=ROOT, stdout=subprocess.PIPE, stderr=follower
     )
-    assert process.stdout
-    out = process.stdout.read().decode()
-    process.stdout.close()
-    assert process.wait(120) == 0
+    out = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 0
     drawn = os.read(leader, 65536).decode()
     os.close(leader)
     os.close(follower)

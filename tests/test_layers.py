@@ -18,7 +18,7 @@ ALLOWED = {
     "responses": {"custom_logger", "service", "speech"},
     "gate": {"responses", "service", "speech"},
     "openai_errors": set(),
-    "auth": {"config", "gate", "responses"},
+    "auth": {"config", "custom_logger", "gate", "responses"},
     "openai_api": {"custom_logger", "openai_errors", "responses", "service", "speech"},
     "api": {
         "auth",
