@@ -73,6 +73,7 @@ def configure_logging(settings: Settings) -> None:
     A folder or file that cannot be written costs a warning on the console, never a request.
     """
     logging.raiseExceptions = False  # a record that cannot be written is dropped
+    logging.getLogger("uvicorn.error").addFilter(_is_no_false_alarm)
     formatter = JsonFormatter() if settings.log_format == "json" else TextFormatter()
     console = _prepared(logging.StreamHandler(), formatter)
     for file, names in FILES.items():
@@ -106,6 +107,11 @@ def _prepared(handler: logging.Handler, formatter: logging.Formatter) -> logging
 def _add_request_id(record: logging.LogRecord) -> bool:
     record.request_id = request_id.get()
     return True
+
+
+def _is_no_false_alarm(record: logging.LogRecord) -> bool:
+    """uvicorn (0.54) finds an error in each handshake that is refused with a status and a body."""
+    return record.msg != "ASGI callable returned without completing handshake."
 
 
 class RequestLogMiddleware:

@@ -158,6 +158,8 @@ def test_a_websocket_without_a_key_is_refused_at_its_handshake(server: Process, 
     assert body["code"] == "InvalidApiKey"
     assert body["detail"].startswith("expected an API key")
     server.wait_for(re.escape(f"[{body['request_id']}] WS {path} 401"))
+    assert httpx.get(f"{server.url}/healthz").status_code == 200
+    assert not any("ERROR" in line for line in server.lines)  # a client's mistake is no alarm
 
 
 @pytest.mark.parametrize(
