@@ -25,6 +25,7 @@ from predictor import SpeechPredictor
 from responses import HANDLERS, crashed, documented_errors
 from service import Service
 from speech.audio import BIT_DEPTH, CHANNELS, SAMPLE_RATE
+from web_page import Page
 
 log = logging.getLogger("api")
 
@@ -146,6 +147,7 @@ def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> 
 
     app.include_router(create_router(hear, settings.model_folder.name))
     app.include_router(create_live_router(service))
+    app.mount("/ui", Page())
     return app
 
 

@@ -13,6 +13,7 @@ ALLOWED = {
     "custom_logger": {"config"},
     "predictor": {"config", "speech"},
     "metrics": set(),
+    "web_page": {"config"},
     "live_api": {"custom_logger", "openai_errors", "responses", "service", "speech"},
     "service": {"config", "metrics", "predictor", "speech"},
     "responses": {"custom_logger", "service", "speech"},
@@ -33,6 +34,7 @@ ALLOWED = {
         "responses",
         "service",
         "speech",
+        "web_page",
     },
     "speech.__init__": set(),
     "speech.__main__": {"config", "predictor", "speech"},  # a tool: nothing imports it

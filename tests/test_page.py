@@ -1,0 +1,236 @@
+"""The page in a real browser, against the real server: Debian's headless Chromium, driven by Selenium.
+
+What the page shows is compared with what the API answers for the same sound.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+from starlette.testclient import TestClient
+
+from tests.test_server import ROOT, Process
+
+HELLO = ROOT / "samples" / "hello.wav"
+INSTALL = "the tests of the page need Chromium: apt-get install -y chromium chromium-driver"
+KEY = "a-key-of-the-test"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    started = Process(tmp_path_factory.mktemp("server"))
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Chrome]]:
+    """Starts browsers whose microphone hears samples/hello.wav once."""
+    programs = shutil.which("chromium"), shutil.which("chromedriver")
+    assert all(programs), INSTALL
+    started: list[Chrome] = []
+
+    def start(*flags: str, microphone: bool = True) -> Chrome:
+        options = ChromeOptions()
+        options.binary_location = programs[0]
+        fake = ["--use-fake-ui-for-media-stream"] if microphone else ["--deny-permission-prompts"]
+        for flag in (
+            "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--window-size=1280,1000",
+            "--autoplay-policy=no-user-gesture-required", "--use-fake-device-for-media-stream",
+            f"--use-file-for-fake-audio-capture={HELLO}%noloop", f"--user-data-dir={tmp_path / 'profile'}", *fake, *flags,
+        ):  # fmt: skip
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
+        started.append(Chrome(options, ChromeService(programs[1])))
+        return started[-1]
+
+    yield start
+    for browser in started:
+        browser.quit()
+
+
+@pytest.fixture
+def page(start: Callable[..., Chrome], server: Process) -> Chrome:
+    browser = start()
+    browser.get(f"{server.url}/ui")
+    return browser
+
+
+def find(page: Chrome, css: str):
+    return page.find_element(By.CSS_SELECTOR, css)
+
+
+def wait(page: Chrome, condition: Callable[[], object], seconds: float = 60) -> object:
+    return WebDriverWait(page, seconds, 0.1).until(lambda _: condition(), find(page, "main").text)
+
+
+def ask(server: Process, response_format: str) -> httpx.Response:
+    data = {"response_format": response_format}
+    if response_format == "verbose_json":
+        data["timestamp_granularities[]"] = ["word", "segment"]
+    return httpx.post(
+        f"{server.url}/v1/audio/transcriptions", data=data, files={"file": HELLO.read_bytes()}, timeout=60
+    ).raise_for_status()
+
+
+def choose(page: Chrome, file: Path = HELLO) -> None:
+    find(page, "#file").send_keys(str(file))
+
+
+def words(page: Chrome) -> list[str]:
+    return [word.text for word in page.find_elements(By.CSS_SELECTOR, ".word")]
+
+
+def done(page: Chrome) -> bool:
+    return find(page, "#status").text.startswith(("Done", "No words"))
+
+
+def test_a_file_is_shown_played_and_downloaded(page: Chrome, server: Process, tmp_path: Path):
+    expected = ask(server, "verbose_json").json()
+    choose(page)
+    wait(page, lambda: done(page))
+    assert words(page) == [word["word"] for word in expected["words"]]
+
+    for canvas in ("waveform", "spectrogram"):  # something is drawn: more than one colour
+        wait(page, lambda canvas=canvas: page.execute_script(
+            "const c = document.getElementById(arguments[0]); if (!c.clientWidth) return false;"
+            "return new Set(new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer)).size > 1",
+            canvas))  # fmt: skip
+
+    third = page.find_elements(By.CSS_SELECTOR, ".word")[2]
+    third.click()
+    wait(page, lambda: "lit" in third.get_attribute("class"))
+    assert page.execute_script("return audio.currentTime") >= expected["words"][2]["start"] - 0.02
+    page.execute_script("audio.pause()")
+    third.send_keys(Keys.HOME)
+    first = page.switch_to.active_element
+    assert first.text == expected["words"][0]["word"]
+    first.send_keys(Keys.ARROW_RIGHT)
+    second = page.switch_to.active_element
+    second.send_keys(Keys.ENTER)
+    wait(page, lambda: "lit" in second.get_attribute("class"))
+
+    for name, ending in (("text", "txt"), ("srt", "srt"), ("vtt", "vtt"), ("verbose_json", "json")):
+        find(page, f"[data-format={name}]").click()
+        file = tmp_path / "downloads" / f"hello.{ending}"
+        wait(page, file.exists)
+        assert file.read_text(encoding="utf-8") == ask(server, name).text
+    assert not [line for line in page.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def test_the_microphone_is_heard_live_and_kept(page: Chrome, tmp_path: Path):
+    find(page, "#record").click()
+    wait(page, lambda: find(page, "#record").get_attribute("aria-pressed") == "true")
+    wait(page, lambda: find(page, "#partial").text or words(page))  # while it records
+    page.execute_script("setTimeout(() => document.getElementById('record').click(), 5000)")
+    wait(page, lambda: done(page))
+    assert words(page)
+    wait(page, lambda: page.execute_script("return audio.duration") > 3)
+    find(page, "[data-format=srt]").click()
+    wait(page, (tmp_path / "downloads" / "recording.srt").exists)
+    assert "-->" in (tmp_path / "downloads" / "recording.srt").read_text(encoding="utf-8")
+    assert not [line for line in page.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def test_a_refused_microphone_is_told(start: Callable[..., Chrome], server: Process):
+    page = start(microphone=False)
+    page.get(f"{server.url}/ui/")
+    find(page, "#record").click()
+    wait(page, lambda: "microphone was refused" in find(page, "#error").text)
+    assert find(page, "#record").is_enabled()
+
+
+def test_what_the_service_refuses_is_shown_in_its_words(page: Chrome, server: Process, tmp_path: Path):
+    bad = tmp_path / "notes.wav"
+    bad.write_text("no sound at all, only words")
+    detail = httpx.post(f"{server.url}/v1/audio/transcriptions", files={"file": bad.read_bytes()}).json()["detail"]
+    choose(page, bad)
+    wait(page, lambda: find(page, "#error").text.startswith(detail))
+    choose(page)
+    wait(page, lambda: done(page))
+    assert not find(page, "#error").text
+
+
+def test_a_dead_service_is_told(start: Callable[..., Chrome], tmp_path: Path):
+    server, page = Process(tmp_path), start()
+    try:
+        page.get(f"{server.url}/ui/")
+    finally:
+        server.stop()
+    choose(page)
+    wait(page, lambda: "cannot be reached" in find(page, "#error").text)
+
+
+def test_a_key_is_asked_for(start: Callable[..., Chrome], tmp_path: Path):
+    server, page = Process(tmp_path, STT_API_KEYS=KEY), start()
+    try:
+        page.get(f"{server.url}/ui/")
+        choose(page)
+        wait(page, lambda: find(page, "#key-form").is_displayed())
+        find(page, "#key").send_keys(KEY + Keys.ENTER)
+        wait(page, lambda: done(page))
+        assert not find(page, "#key-form").is_displayed()
+        find(page, "#record").click()  # the live connection carries the key as well
+        wait(page, lambda: find(page, "#partial").text or words(page))
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_is_legible_and_fits(page: Chrome, scheme: str, width: int):
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    )
+    choose(page)
+    wait(page, lambda: done(page))
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    for element in ("#status", "#words", "#copy", "#hint", "#drop strong"):
+        assert contrast(page, element) >= 4.5, element
+
+
+def contrast(page: Chrome, css: str) -> float:
+    """WCAG 2.1, 1.4.3: of the element's text and the first opaque ground behind it."""
+    ink, ground = page.execute_script(
+        "let e = document.querySelector(arguments[0]); const ink = getComputedStyle(e).color;"
+        "while (e && getComputedStyle(e).backgroundColor === 'rgba(0, 0, 0, 0)') e = e.parentElement;"
+        "return [ink, getComputedStyle(e).backgroundColor].map((c) => c.match(/\\d+/g).slice(0, 3).map(Number))",
+        css,
+    )
+
+    def luminance(rgb: list[int]) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    darker, lighter = sorted((luminance(ink), luminance(ground)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_headers(client: TestClient):
+    assert client.get("/ui").url.path == "/ui/"
+    for path in ("/ui/", "/ui/app.js", "/ui/worklet.js", "/ui/style.css"):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+        assert "unsafe" not in answer.headers["content-security-policy"]
+        assert answer.headers["cache-control"] == "no-cache"
+        again = client.get(path, headers={"If-None-Match": answer.headers["etag"]})
+        assert again.status_code == 304
+        assert again.headers["content-security-policy"]
+    for path in ("/ui/none.js", "/ui/..%2fapi.py", "/ui/%00"):
+        assert client.get(path).json()["code"] == "NotFound"
+    assert json.loads(client.get("/").text)["status"] == "ok"
+
+
+def test_the_page_names_no_other_host():
+    for file in (ROOT / "web").iterdir():
+        assert "//" not in "".join(line.partition("// ")[0] for line in file.read_text(encoding="utf-8").splitlines())

@@ -1,0 +1,249 @@
+import { Microphone, wav } from "./microphone.js";
+import { decode, drawSpectrogram, drawWaveform } from "./pictures.js";
+import { Live, key, transcribe } from "./server.js";
+
+const $ = (id) => document.getElementById(id);
+const UNSURE = 0.5; // words less probable are marked
+const ENDINGS = { text: "txt", srt: "srt", vtt: "vtt", verbose_json: "json" };
+const audio = $("audio");
+
+let file = null; // what is shown
+let samples = null; // of it
+let answers = {}; // of the service about it, by format
+let words = []; // [{word, start, end, probability}], a button for each in #words
+let recording = null;
+let turn = 0; // an answer to an earlier file is not shown
+let again = null; // what to do when there is a key
+
+const say = (text) => { $("status").textContent = text; };
+
+function fail(error, retry = null) {
+  say("");
+  $("error").textContent = error.message;
+  again = retry;
+  if (error.status === 401) {
+    $("key-form").hidden = false;
+    $("key").focus();
+  } else if (retry) {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: "Try again" });
+    button.onclick = () => { $("error").replaceChildren(); retry(); };
+    $("error").append(button);
+  }
+}
+
+function reset() {
+  turn++;
+  audio.pause();
+  $("error").replaceChildren();
+  $("key-form").hidden = true;
+  $("player").hidden = $("result").hidden = true;
+  $("words").replaceChildren();
+  $("partial").textContent = "";
+  words = [];
+  answers = {};
+  file = samples = null;
+}
+
+// Words
+
+function addWords(more) {
+  $("result").hidden = false;
+  for (const word of more) {
+    const button = document.createElement("button");
+    const percent = Math.round(word.probability * 100);
+    Object.assign(button, { type: "button", className: "word", textContent: word.word, tabIndex: words.length ? -1 : 0 });
+    button.classList.toggle("unsure", word.probability < UNSURE);
+    button.title = `${percent} % sure, ${word.start.toFixed(2)} s`;
+    button.onclick = () => jump(button, word.start);
+    $("words").append(button, " ");
+    words.push({ ...word, button });
+  }
+}
+
+function jump(button, start) {
+  for (const word of words) word.button.tabIndex = word.button === button ? 0 : -1;
+  if (!file) return; // still recording
+  audio.currentTime = start;
+  audio.play().catch(() => {});
+}
+
+$("words").onkeydown = (event) => {
+  const here = words.findIndex((word) => word.button === document.activeElement);
+  const next = { ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: words.length - 1 }[event.key];
+  if (next === undefined || !words[next]) return;
+  event.preventDefault();
+  words[here].button.tabIndex = -1;
+  words[next].button.tabIndex = 0;
+  words[next].button.focus();
+};
+
+// The sound
+
+function follow() {
+  const now = audio.currentTime;
+  $("playhead").style.left = `${audio.duration ? (100 * now) / audio.duration : 0}%`;
+  words.forEach(({ start, button }, i) =>
+    button.classList.toggle("lit", now > 0 && start <= now + 0.02 && now + 0.02 < (words[i + 1]?.start ?? Infinity)));
+  if (!audio.paused) requestAnimationFrame(follow);
+}
+for (const event of ["play", "seeked", "pause"]) audio.addEventListener(event, follow);
+audio.onerror = () => { if (file) say("This browser cannot play the file; its text is not affected."); };
+$("pictures").onclick = (event) => {
+  const box = $("pictures").getBoundingClientRect();
+  if (audio.duration) audio.currentTime = ((event.clientX - box.left) / box.width) * audio.duration;
+};
+
+function draw() {
+  $("pictures").hidden = !samples;
+  if (!samples) return;
+  drawWaveform($("waveform"), samples);
+  drawSpectrogram($("spectrogram"), samples);
+}
+new ResizeObserver(draw).observe($("player"));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+
+async function show(chosen) {
+  file = chosen;
+  URL.revokeObjectURL(audio.src);
+  audio.src = URL.createObjectURL(chosen);
+  $("player").hidden = false;
+  const mine = turn, decoded = await decode(chosen);
+  if (mine !== turn) return;
+  samples = decoded;
+  draw();
+}
+
+// A file
+
+async function take(chosen) {
+  if (recording) return;
+  reset();
+  show(chosen);
+  await write();
+}
+
+async function write() {
+  const mine = turn;
+  $("error").replaceChildren();
+  say(`Transcribing ${file.name} …`);
+  try {
+    const answer = await transcribe(file, "verbose_json");
+    if (mine !== turn) return;
+    answers.verbose_json = answer;
+    const { words: said, duration } = JSON.parse(answer);
+    addWords(said);
+    finished(duration);
+  } catch (error) {
+    if (mine === turn) fail(error, write);
+  }
+}
+
+function finished(seconds) {
+  $("result").hidden = false;
+  const count = `${words.length} ${words.length === 1 ? "word" : "words"}`;
+  say(words.length ? `Done: ${count} in ${seconds.toFixed(1)} s of sound.` : "No words were heard.");
+}
+
+$("file").onchange = () => { if ($("file").files[0]) take($("file").files[0]); $("file").value = ""; };
+document.ondragover = (event) => { event.preventDefault(); $("drop").classList.add("over"); };
+document.ondragleave = () => $("drop").classList.remove("over");
+document.ondrop = (event) => {
+  event.preventDefault();
+  $("drop").classList.remove("over");
+  if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
+};
+
+// The microphone
+
+async function start() {
+  reset();
+  const blocks = [], microphone = new Microphone(), early = [];
+  let live = null;
+  const rate = await microphone.open((block) => {
+    blocks.push(block);
+    if (live) live.send(block);
+    else early.push(block);
+  });
+  live = new Live(rate, (message) => {
+    $("result").hidden = false;
+    $("partial").textContent = message.type === "partial" ? message.text : "";
+    if (message.type === "final") addWords(message.words);
+  });
+  early.forEach((block) => live.send(block));
+  recording = { blocks, microphone, live, rate };
+  $("record").setAttribute("aria-pressed", "true");
+  $("record-label").textContent = "Stop";
+  $("file").disabled = true;
+  say("Recording …");
+}
+
+async function stop() {
+  const { blocks, microphone, live, rate } = recording;
+  await microphone.close();
+  recording = null;
+  $("record").setAttribute("aria-pressed", "false");
+  $("record-label").textContent = "Record";
+  $("file").disabled = false;
+  const sound = wav(blocks, rate);
+  show(sound);
+  say("Finishing …");
+  try {
+    await live.finish();
+    $("partial").textContent = "";
+    finished((sound.size - 44) / 2 / rate);
+  } catch (error) { // the sound is kept: it can be sent as a file
+    $("partial").textContent = "";
+    fail(error, () => { $("words").replaceChildren(); words = []; return write(); });
+  }
+}
+
+$("record").onclick = async () => {
+  $("record").disabled = true;
+  try {
+    await (recording ? stop() : start());
+  } catch (error) {
+    fail(error);
+  }
+  $("record").disabled = false;
+};
+
+$("key-form").onsubmit = (event) => {
+  event.preventDefault();
+  key.set($("key").value);
+  $("key").value = "";
+  $("key-form").hidden = true;
+  $("error").replaceChildren();
+  again?.();
+};
+
+// Copy and download
+
+const text = () => words.map((word) => word.word).join(" ");
+
+$("copy").onclick = async () => {
+  try {
+    await navigator.clipboard.writeText(text());
+    say("Copied.");
+  } catch {
+    fail(new Error("The browser did not let the page copy; select the text instead."));
+  }
+};
+
+async function download(format) {
+  const mine = turn;
+  try {
+    if (format === "text") answers.text = `${text()}\n`;
+    answers[format] ??= await transcribe(file, format);
+    if (mine !== turn) return;
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([answers[format]]));
+    link.download = `${file.name.replace(/\.[^.]*$/, "")}.${ENDINGS[format]}`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  } catch (error) {
+    if (mine === turn) fail(error, () => download(format));
+  }
+}
+for (const button of document.querySelectorAll("[data-format]")) {
+  button.onclick = () => { if (file) download(button.dataset.format); };
+}

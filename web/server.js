@@ -1,0 +1,79 @@
+// The service's public endpoints. The key, if one is asked for, lives as long as the tab.
+const at = (path) => new URL(`../${path}`, document.baseURI);
+
+export const key = {
+  get: () => sessionStorage.getItem("key") ?? "",
+  set: (value) => sessionStorage.setItem("key", value),
+};
+
+export class Failure extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
+
+async function ask(path, options = {}) {
+  const headers = key.get() ? { Authorization: `Bearer ${key.get()}` } : {};
+  let response;
+  try {
+    response = await fetch(at(path), { ...options, headers });
+  } catch {
+    throw new Failure("The service cannot be reached. Is it running, and are you connected?");
+  }
+  if (response.ok) return response;
+  const body = await response.json().catch(() => ({}));
+  const wait = response.headers.get("Retry-After");
+  const detail = body.detail ?? `The service answered ${response.status}.`;
+  throw new Failure(wait ? `${detail} Try again in ${wait} s.` : detail, response.status);
+}
+
+export async function transcribe(file, format) {
+  const form = new FormData();
+  form.append("file", file, file.name);
+  form.append("response_format", format);
+  if (format === "verbose_json") {
+    for (const kind of ["word", "segment"]) form.append("timestamp_granularities[]", kind);
+  }
+  return (await ask("v1/audio/transcriptions", { method: "POST", body: form })).text();
+}
+
+// Live sound. `heard(message)` gets partial and final messages; finish() resolves when all is said.
+export class Live {
+  constructor(rate, heard) {
+    const url = at("v1/audio/stream");
+    url.protocol = url.protocol.replace("http", "ws");
+    if (key.get()) url.searchParams.set("api_key", key.get());
+    this.waiting = [JSON.stringify({ sample_rate: rate })];
+    this.socket = new WebSocket(url);
+    this.socket.onopen = () => this.waiting.splice(0).forEach((message) => this.socket.send(message));
+    this.done = new Promise((resolve, reject) => {
+      let failure = null;
+      let complete = false;
+      this.socket.onmessage = ({ data }) => {
+        const message = JSON.parse(data);
+        if (message.type === "error") failure = new Failure(message.error.message);
+        else if (message.type === "done") complete = true;
+        else heard(message);
+      };
+      this.socket.onclose = async () => {
+        if (complete) return resolve();
+        // A browser does not tell why a handshake was refused: a plain request does.
+        const why = failure ?? (await ask("v1/models").then(() => ask("readyz")).then(
+          () => new Failure("The live connection broke."), (error) => error));
+        reject(why);
+      };
+    });
+    this.done.catch(() => {});
+  }
+
+  send(message) {
+    if (this.socket.readyState === WebSocket.CONNECTING) this.waiting.push(message);
+    else if (this.socket.readyState === WebSocket.OPEN) this.socket.send(message);
+  }
+
+  finish() {
+    this.send(JSON.stringify({ eof: true }));
+    return this.done;
+  }
+}
