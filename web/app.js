@@ -3,7 +3,7 @@ import { decode, drawSpectrogram, drawWaveform } from "./pictures.js";
 import { Live, key, transcribe } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
-const UNSURE = 0.5; // words less probable are marked
+const UNSURE = 0.6; // words less probable are marked
 const ENDINGS = { text: "txt", srt: "srt", vtt: "vtt", verbose_json: "json" };
 const audio = $("audio");
 
@@ -169,6 +169,7 @@ async function start() {
     $("partial").textContent = message.type === "partial" ? message.text : "";
     if (message.type === "final") addWords(message.words);
   });
+  live.done.catch(() => { if (recording?.live === live) say("Recording, without live text: the connection ended. The sound is kept."); });
   early.forEach((block) => live.send(block));
   recording = { blocks, microphone, live, rate };
   $("record").setAttribute("aria-pressed", "true");

@@ -1,5 +1,6 @@
 // Waveform and spectrogram of samples on canvases, in the colours of the page.
 const SIZE = 512; // samples of a spectrum
+const SHOWN = 8000 / 22050; // of the sampling rate: up to 8 kHz
 
 function context(canvas) {
   const scale = window.devicePixelRatio || 1;
@@ -14,12 +15,13 @@ export function drawWaveform(canvas, samples) {
   const draw = context(canvas);
   const { width, height } = canvas;
   draw.fillStyle = colour("--accent");
+  const peak = Math.max(0.05, samples.reduce((most, value) => Math.max(most, Math.abs(value)), 0));
   for (let x = 0; x < width; x++) {
     let low = 0, high = 0;
     const end = Math.floor(((x + 1) * samples.length) / width);
     for (let i = Math.floor((x * samples.length) / width); i < end; i++) {
-      low = Math.min(low, samples[i]);
-      high = Math.max(high, samples[i]);
+      low = Math.min(low, samples[i] / peak);
+      high = Math.max(high, samples[i] / peak);
     }
     draw.fillRect(x, ((1 - high) * height) / 2, 1, Math.max(1, ((high - low) * height) / 2));
   }
@@ -61,9 +63,9 @@ export function drawSpectrogram(canvas, samples) {
     }
     transform(re, im);
     for (let y = 0; y < height; y++) {
-      const bin = Math.floor(((height - 1 - y) * SIZE) / 2 / height);
+      const bin = Math.floor(((height - 1 - y) * SIZE * SHOWN) / height);
       const level = 20 * Math.log10(Math.hypot(re[bin], im[bin]) + 1e-9);
-      const share = Math.max(0, Math.min(1, (level + 40) / 75));
+      const share = Math.max(0, Math.min(1, (level + 36) / 60));
       const at = 4 * (y * width + x);
       for (let c = 0; c < 3; c++) image.data[at + c] = low[c] + share * (high[c] - low[c]);
       image.data[at + 3] = 255;
