@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 
 from speech.alphabet import Alphabet
-from speech.ctc import SECONDS_PER_STEP, LogProbs, Transcript, Word
+from speech.ctc import SECONDS_PER_STEP, LogProbs, Transcript, Word, widened
 from speech.errors import ModelMismatch, ModelNotFound
 from speech.language_model import MARKS, UNKNOWN, HotWords, LanguageModel, State
 
@@ -94,7 +94,7 @@ class _Prefix:
                 start = min(max(steps[letters[0].place] * SECONDS_PER_STEP, clock), duration)
                 clock = min(max((steps[letters[-1].place] + 1) * SECONDS_PER_STEP, start), duration)
                 words.append(Word("".join(node.character for node in letters), start, clock, _confidence(letters)))
-        return Transcript(" ".join(word.text for word in words), _confidence(path[:-1]), tuple(words))
+        return Transcript(" ".join(word.text for word in words), _confidence(path[:-1]), widened(words, duration))
 
     def forget(self) -> None:
         """Leave the beam, and the tree where nothing in the beam hangs on it or may soon want it back."""

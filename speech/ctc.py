@@ -1,12 +1,13 @@
 """From log-probabilities to text: greedy CTC decoding.
 
 A CTC network writes a character in a few steps at some place inside its sound, the rest is blank: a word's first
-character tends to come late and its last one early. The times tell where the network wrote, to 14.5 ms; the sound
-itself can begin some ten milliseconds before and last as long after.
+character comes late and its last one early. `widened` makes up for what that is on average; the rest is measured by
+``python -m benchmarks.word_times``.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +17,7 @@ from speech.alphabet import Alphabet
 from speech.features import SECONDS_PER_FRAME
 
 SECONDS_PER_STEP = 2 * SECONDS_PER_FRAME  # 14.5 ms: conv_1 halves the frame rate
+LEAD, LAG = 0.045, 0.1  # seconds that a word's sound begins before its first character and lasts after its last one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,9 +49,8 @@ class Transcript:
 def decode_greedy(log_probs: LogProbs, alphabet: Alphabet, duration: float = math.inf) -> Transcript:
     """Best path decoding: the best label of each step, repeats collapsed, blank and label 0 dropped.
 
-    A word starts with the first step of its first character and ends after the last step of its last one, at the
-    latest after ``duration`` seconds: words come in order and do not overlap. A confidence is the geometric mean of
-    the probabilities of the steps that wrote the word's, or the text's, characters; 0 for no text.
+    Words come in order, do not overlap, and end after ``duration`` seconds at the latest. A confidence is the geometric
+    mean of the probabilities of the steps that wrote the word's, or the text's, characters; 0 for no text.
     Source: Graves et al., Connectionist Temporal Classification, ICML 2006, section 3.2.
     """
     best, peaks = log_probs.values.argmax(axis=1), log_probs.values.max(axis=1)
@@ -68,7 +69,19 @@ def decode_greedy(log_probs: LogProbs, alphabet: Alphabet, duration: float = mat
     words += _word(text, steps, peaks, duration)
     written = np.isin(best, (0, alphabet.blank), invert=True)
     confidence = float(np.exp(peaks[written].mean())) if words else 0.0
-    return Transcript(" ".join(word.text for word in words), confidence, tuple(words))
+    return Transcript(" ".join(word.text for word in words), confidence, widened(words, duration))
+
+
+def widened(words: Sequence[Word], duration: float = math.inf) -> tuple[Word, ...]:
+    """The words, from a little before the steps that wrote them to a little after; two that are near share the room."""
+    starts = [max(0.0, words[0].start - LEAD)] if words else []
+    ends = []
+    for word, following in pairwise(words):
+        room = min(LAG + LEAD, following.start - word.end)
+        ends.append(word.end + room * LAG / (LAG + LEAD))
+        starts.append(max(ends[-1], following.start - room * LEAD / (LAG + LEAD)))
+    ends += [max(word.end, min(word.end + LAG, duration)) for word in words[-1:]]
+    return tuple(replace(word, start=start, end=end) for word, start, end in zip(words, starts, ends, strict=True))
 
 
 def _word(text: str, steps: list[int], peaks: npt.NDArray[np.float32], duration: float) -> list[Word]:
