@@ -24,7 +24,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     model: str = Field("model1", min_length=1, description="folder under Models/, or a path to a model's folder")
     engine: Literal["auto", "onnx", "keras"] = Field("auto", description="what runs the network")
-    decoder: Literal["greedy", "beam"] = Field("greedy", description="best path, or beam search with a language model")
+    decoder: Literal["auto", "greedy", "beam"] = Field(
+        "auto", description="best path, or beam search with a language model; auto: beam if the model has one"
+    )
     threads: int = Field(0, ge=0, description="threads of the network; 0: one for each core")
     max_upload_bytes: int = Field(25 * 2**20, ge=1024, description="largest request body, in bytes")
     max_seconds: float = Field(120.0, gt=0, description="longest clip at /upload/, in seconds")

@@ -59,9 +59,10 @@ class SpeechPredictor:
 
     @classmethod
     def load(
-        cls, folder: str | Path, engine: str = "auto", threads: int = 0, decoder: str = "greedy"
+        cls, folder: str | Path, engine: str = "auto", threads: int = 0, decoder: str = "auto"
     ) -> "SpeechPredictor":
-        """The model of a folder such as ``Models/NAME``; ``decoder`` is greedy, or beam with its language model.
+        """The model of a folder such as ``Models/NAME``; ``decoder`` is greedy, beam with its language model, or auto:
+        beam if the model has one.
 
         Raises:
             ModelNotFound: the folder or one of its files is missing.
@@ -70,6 +71,8 @@ class SpeechPredictor:
         started, folder = time.perf_counter(), Path(folder)
         card = read_card(folder)
         chosen, run = load_engine(card, folder, engine, threads)
+        if decoder == "auto":
+            decoder = "beam" if {LANGUAGE_MODEL, OPTIONS} <= card.sha256.keys() else "greedy"
         decode = load_beam(card, folder) if decoder == "beam" else None
         seconds = time.perf_counter() - started
         log.info("model %s loaded, engine %s, decoder %s, %.2f s", card.name, chosen, decoder, seconds)

@@ -34,7 +34,7 @@ class BeamOptions:
     Raises ValueError if a limit leaves nothing to search or a number is not finite, TypeError if it is none.
     """
 
-    width: int = 32  # prefixes that are kept
+    width: int = 10  # prefixes that are kept
     lm_weight: float = 0.5  # of the language model's log-probabilities, beside the network's
     word_bonus: float = 1.0  # for each word: what a language model takes from long texts is given back
     unknown_penalty: float = 0.0  # for each word outside the vocabulary, on top of the cost of its letters

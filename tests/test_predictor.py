@@ -1,5 +1,6 @@
 """The pipeline, on the tiny and on the shipped model."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -71,7 +72,9 @@ def test_the_shipped_model_hears_the_sample(shipped: SpeechPredictor):
     assert jiwer.cer(said, text) < 0.5
 
 
-def test_beam_search_is_a_setting_away(shipped_folder: Path, shipped: SpeechPredictor, tmp_path: Path):
+def test_beam_search_is_what_a_model_with_a_language_model_does(
+    shipped_folder: Path, shipped: SpeechPredictor, tmp_path: Path
+):
     beam = SpeechPredictor.load(shipped_folder, decoder="beam").transcribe(SAMPLE)
     said = normalise_text((ROOT / "samples" / "hello.txt").read_text(encoding="utf-8"))
     assert jiwer.cer(said, beam.text) < 0.6
@@ -80,7 +83,13 @@ def test_beam_search_is_a_setting_away(shipped_folder: Path, shipped: SpeechPred
     (copy / "lm.npz").unlink()
     with pytest.raises(ModelNotFound, match="lm.npz"):
         SpeechPredictor.load(copy, decoder="beam")
-    assert SpeechPredictor.load(copy).transcribe(SAMPLE).text == shipped.transcribe(SAMPLE).text
+    greedy = SpeechPredictor.load(shipped_folder, decoder="greedy").transcribe(SAMPLE).text
+    assert SpeechPredictor.load(copy, decoder="greedy").transcribe(SAMPLE).text == greedy != beam.text
+    card = json.loads((copy / "card.json").read_text(encoding="utf-8"))
+    del card["sha256"]["lm.npz"]
+    (copy / "card.json").write_text(json.dumps(card), encoding="utf-8")
+    assert SpeechPredictor.load(copy).transcribe(SAMPLE).text == greedy  # auto: there is no language model
+    assert shipped.transcribe(SAMPLE).text == beam.text
 
 
 def test_the_shipped_model_hears_no_words_in_silence(shipped: SpeechPredictor):

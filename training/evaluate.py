@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", default="dev", help="rows of a manifest to use (default: dev; '' for all)")
     parser.add_argument("--cache", type=Path, default=Path("Data/cache"), help="decoded audio is kept here")
     parser.add_argument("--engine", default="auto", help="as STT_ENGINE")
-    parser.add_argument("--decoder", default="greedy", choices=["greedy", "beam"], help="as STT_DECODER")
+    parser.add_argument("--decoder", default="auto", choices=["auto", "greedy", "beam"], help="as STT_DECODER")
     parser.add_argument("--show", type=int, default=5, help="print so many utterances beside their references")
     parser.add_argument("--json", type=Path, help="write rates and utterances to this file")
     given = parser.parse_args(arguments)

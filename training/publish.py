@@ -35,8 +35,8 @@ this project. English, read speech; numbers in `card.json`.
 
 ## Error rates
 
-Greedy decoding through the service's own predictor, `python -m training.evaluate Models/{name} DATA --split dev`, on
-clips that it was not trained on:
+Greedy decoding through the service's own predictor, `python -m training.evaluate Models/{name} DATA --decoder greedy`,
+on clips that it was not trained on:
 
 {table}
 
@@ -153,7 +153,7 @@ def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: s
                      training=training)  # fmt: skip
     write_card(card, folder)
     card = export(folder)
-    groups = by_corpus(list(transcribe_clips(SpeechPredictor.load(folder), dev))) if dev else {}
+    groups = by_corpus(list(transcribe_clips(SpeechPredictor.load(folder, decoder="greedy"), dev))) if dev else {}
     write_card(replace(card, error_rates={"dev": {name: asdict(group) for name, group in groups.items()}}), folder)
     plot(folder / "log.csv", folder / "curves.png")
     text = CARD_TEXT.format(

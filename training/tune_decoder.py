@@ -48,7 +48,7 @@ def listen(model: Path, data: Sequence[Path], cache: Path) -> list[Heard]:
     Raises:
         SpeechError: the model cannot be used; FileNotFoundError: there is no such data.
     """
-    predictor = SpeechPredictor.load(model)
+    predictor = SpeechPredictor.load(model, decoder="greedy")
     utterances = [u for source in data for u in read_utterances(source) if u.split == "dev"]
     return [
         Heard(
