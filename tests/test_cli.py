@@ -246,7 +246,7 @@ def test_a_bar_is_drawn_on_a_terminal_only(folder: Path):
     drawn = os.read(leader, 65536).decode()
     os.close(leader)
     os.close(follower)
-    assert "2/2" in drawn or "1/2" in drawn
+    assert "/2 [" in drawn  # perhaps 0/2 alone: a bar is drawn anew every 0.1 s at most
     assert "file/s" not in out
     assert stt(folder / "deep").stderr == ""
 

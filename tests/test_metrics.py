@@ -98,6 +98,7 @@ def test_what_clients_make_up_makes_no_labels(client: TestClient):
 
 
 def test_live_connections_are_counted_while_they_are_open(client: TestClient):
+    upload(client, make_wav(make_sound(1)))  # waits for the model; live sound does not
     with client.websocket_connect("/v1/audio/stream") as socket:
         assert value(client, "stt_live_connections") == 1
         socket.send_text('{"eof": 1}')
