@@ -1,6 +1,7 @@
 """Subtitles, read back by the parsers of srt and webvtt-py."""
 
 import html
+import re
 from datetime import timedelta
 from itertools import pairwise
 
@@ -92,7 +93,8 @@ def test_any_words_are_valid_files_with_every_character_in_order(said):
     found = segments(words)
     expected = "".join(w.text for w in words)
     from_srt = list(srt.parse(to_srt(found)))
-    assert "".join("".join(c.content.split()) for c in from_srt) == expected.replace("-->", "->")
+    written = "".join("".join(c.content.split()) for c in from_srt)
+    assert re.sub("-+>", ">", written) == re.sub("-+>", ">", expected)  # words may make an arrow that lines do not
     assert [c.index for c in from_srt] == list(range(1, len(from_srt) + 1))
     from_vtt = list(webvtt.from_string(to_vtt(found)))
     assert "".join("".join(html.unescape(c.raw_text).split()) for c in from_vtt) == expected
