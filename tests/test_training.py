@@ -2,6 +2,9 @@
 
 import csv
 import logging
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,6 +215,51 @@ def test_a_run_that_is_stopped_within_an_epoch_hears_the_rest_of_it(corpus: Path
     rest.run()
     assert (rest.step, rest.epoch, rest.position) == (cut.length, 1, 0)
     assert rest.heard == pytest.approx(sum(clip.seconds for clip in train))
+
+
+def test_a_run_stops_when_dev_gets_no_better_and_keeps_the_best(corpus: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("training.train.SAVE_SECONDS", 0)
+    scored: list[list[torch.Tensor]] = []
+
+    def error_rates(network: Network, *_: object) -> dict[str, tuple[float, float]]:
+        scored.append([value.clone() for value in network.state_dict().values()])
+        return {"tones": ([90.0, 70.0, 80.0, 70.0, 75.0, 70.0][len(scored) - 1], 50.0)}
+
+    monkeypatch.setattr("training.train.error_rates", error_rates)
+    train, dev = load_splits([corpus], tmp_path / "cache")
+    trainer = Trainer(Recipe(rnn_layers=1, rnn_units=8, batch_seconds=2, patience=3), train, dev, tmp_path)
+    trainer.run()
+    assert trainer.step == 5
+    assert not all(map(torch.equal, scored[1], scored[4]))
+    again = Trainer(Recipe(rnn_layers=1, rnn_units=8, patience=3), train, dev, tmp_path)
+    assert all(map(torch.equal, again.averaged.state_dict().values(), scored[1]))
+
+
+def test_two_workers_share_an_epoch_and_agree_on_the_weights(corpus: Path, tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "from training.train import main\n"
+        "from training.workers import Workers\n"
+        "workers = Workers()\n"
+        "state = {'a': torch.full((2, 3), 1.0 + workers.rank), 'b': torch.tensor([10.0]), 'n': torch.tensor(workers.rank)}\n"
+        "workers.merge(state, 1 + 2 * workers.rank)\n"
+        "assert torch.equal(state['a'], torch.full((2, 3), (1 * 1.0 + 3 * 2.0) / 4)), state\n"
+        "assert (state['b'].item(), state['n'].item()) == (10.0, 0), state\n"
+        "assert workers.sum(1, workers.rank) == [2, 1]\n"
+        "torch.distributed.destroy_process_group()\n"
+        "main()\n"
+    )  # fmt: skip
+    arguments = ["--data", str(corpus), "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache"), "--epochs", "1",
+                 "--rnn-layers", "1", "--rnn-units", "8", "--batch-seconds", "0.6", "--no-publish"]  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([*launch, str(script), *arguments], check=True, timeout=300, env=environment)
+    train, _ = load_splits([corpus], tmp_path / "cache")
+    progress = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["progress"]
+    plan = list(batches(train, 0.6, np.random.default_rng((1, 0)), by_length=True))
+    assert progress[:2] == (len(plan), 1)
+    assert progress[3] == pytest.approx(sum(clip.seconds for clip in train))  # every clip once, by one of the two
 
 
 def test_a_broken_recording_is_named_counted_and_skipped(corpus: Path, tmp_path: Path, caplog):

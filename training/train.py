@@ -1,7 +1,8 @@
 """Train the network on a folder of recordings: ``python -m training.train --data FOLDER --out Models/NAME``.
 
 Checkpoints every ten minutes; the same command goes on from the last one. At the end the model is published: weights,
-card, export and error rates lie in the same folder, ready for ``STT_MODEL=NAME``.
+card, export and error rates lie in the same folder, ready for ``STT_MODEL=NAME``. With ``torchrun --nproc-per-node N``
+instead of ``python`` N processes share the work, see `training.workers`.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jiwer
 import numpy as np
@@ -32,8 +34,13 @@ from training.augment import Augmentation
 from training.dataset import Clip, batches, load_clips, read_utterances, repeat
 from training.old_keras import read_layers
 from training.torch_model import Network
+from training.workers import Workers
 
 SAVE_SECONDS = 600  # between two checkpoints
+MEET_SECONDS = 30  # between two meetings of several workers
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger("training.train")
 
@@ -56,6 +63,7 @@ class Recipe:
     average: float = 0.995  # decay of the moving average of the weights, which is what is kept
     mask_from_epoch: int = 1  # SpecAugment from this epoch on
     conv_every: int = 1  # steps between two updates of the convolutions, whose gradients are 45 % of a step's time
+    patience: int = 0  # stop when so many checkpoints in a row brought no better WER on dev; 0: never
     seed: int = 1
     repeat: dict[str, float] = field(default_factory=dict)  # how often a corpus is heard in an epoch
 
@@ -107,7 +115,15 @@ def error_rates(network: Network, clips: Sequence[Clip], alphabet: Alphabet) -> 
 class Trainer:
     """One run: its state is a checkpoint in ``out``, from which the next call goes on."""
 
-    def __init__(self, recipe: Recipe, train: Sequence[Clip], dev: Sequence[Clip], out: Path) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        train: Sequence[Clip],
+        dev: Sequence[Clip],
+        out: Path,
+        workers: Workers | None = None,
+        curves: "SummaryWriter | None" = None,
+    ) -> None:
         self.recipe, self.train, self.dev, self.out = recipe, train, dev, out
         self.alphabet = Alphabet()
         torch.manual_seed(recipe.seed)
@@ -122,7 +138,10 @@ class Trainer:
             lr=recipe.learning_rate,
         )
         self.step, self.epoch, self.elapsed, self.heard = 0, 0, 0.0, 0.0
-        self.position, self.length = 0, 1  # batches of this epoch that are behind us, and in all
+        self.position, self.length = 0, 1  # batches of this worker's epoch that are behind it, and in all
+        self.alone = 0, 0.0  # steps and seconds of sound since the workers last met
+        self.stale, self.best = 0, (math.inf, self.averaged.state_dict())  # checkpoints since the best; WER, weights
+        self.workers, self.curves = workers or Workers(), curves
         self.checkpoint = out / "checkpoint.pt"
         if self.checkpoint.exists():
             state = torch.load(self.checkpoint, weights_only=True)
@@ -130,7 +149,9 @@ class Trainer:
             self.averaged.load_state_dict(state["averaged"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.epoch, self.elapsed, self.heard, self.position, self.length = state["progress"]
+            self.stale, self.best = state.get("patience", (self.stale, self.best))
             log.info("resumed at step %d, epoch %d, after %.2f h", self.step, self.epoch, self.elapsed / 3600)
+        self.workers.merge(self.network.state_dict(), self.workers.rank == 0)
 
     def start_from(self, model: Path) -> None:
         """Take the weights of a model's folder as the first ones. Raises as `read_layers`, and if the sizes differ."""
@@ -144,30 +165,56 @@ class Trainer:
         return min(1.0, max(hours, (self.epoch + self.position / self.length) / self.recipe.epochs))
 
     def run(self) -> None:
-        """Train until the epochs or the hours are over; checkpoint and score every ten minutes."""
-        recipe, last, started = self.recipe, time.monotonic(), time.monotonic()
-        before = self.elapsed
-        while self.progress() < 1:
+        """Train until the epochs, the hours or the patience are over; checkpoint and score every ten minutes."""
+        recipe, workers, saved = self.recipe, self.workers, time.monotonic()
+        started = met = saved - self.elapsed
+        done = self.progress() >= 1
+        while not done:
             rng = np.random.default_rng((recipe.seed, self.epoch))
             chosen = repeat(self.train, recipe.repeat, rng)
             plan = list(batches(chosen, recipe.batch_seconds, rng, by_length=self.epoch == 0))
+            if len(plan) < workers.size:
+                raise ValueError(f"expected a batch for each of {workers.size} workers, found {len(plan)}")
+            plan = plan[workers.rank :: workers.size]
+            rng = np.random.default_rng((recipe.seed, self.epoch, workers.rank))
             self.length = len(plan)
             bar = tqdm(plan[self.position :], desc=f"epoch {self.epoch}", unit="batch", mininterval=10)
             for group in bar:
                 loss = self.learn(group, rng)
                 self.position += 1
-                self.elapsed = before + time.monotonic() - started
+                self.elapsed = time.monotonic() - started
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                if self.step % 20 == 0:
+                if self.step % 20 == 0 and workers.rank == 0:
                     self.note({"loss": round(loss, 4), "lr": self.optimizer.param_groups[0]["lr"]})
-                if time.monotonic() - last > SAVE_SECONDS:
-                    last = time.monotonic()
-                    self.save()
-                if self.progress() >= 1:
+                if workers.size == 1 or time.monotonic() - met > MEET_SECONDS or self.progress() >= 1:
+                    self.meet()
+                    if workers.rank == 0 and time.monotonic() - saved > SAVE_SECONDS:
+                        self.save()
+                        saved = time.monotonic()
+                    stop = self.progress() >= 1 or (0 < recipe.patience <= self.stale)
+                    done = workers.sum(stop and workers.rank == 0) != [0]
+                    met = time.monotonic()
+                if done:
                     break
             if self.position == self.length:
                 self.epoch, self.position = self.epoch + 1, 0
-        self.save()
+        if 0 < recipe.patience <= self.stale:
+            self.averaged.load_state_dict(self.best[1])
+        if workers.rank == 0:
+            self.save()
+
+    def meet(self) -> None:
+        """Take the mean of all workers' weights into this worker's, and into the moving average."""
+        steps, seconds = self.alone
+        self.workers.merge(self.network.state_dict(), steps)
+        all_steps, all_seconds = self.workers.sum(steps, seconds)
+        self.step += int(all_steps) - steps
+        self.heard += all_seconds - seconds
+        self.alone = 0, 0.0
+        decay = min(self.recipe.average, self.step / (self.step + 10)) ** all_steps
+        with torch.no_grad():
+            for mean, new in zip(self.averaged.state_dict().values(), self.network.state_dict().values(), strict=True):
+                mean.lerp_(new, 1 - decay) if mean.is_floating_point() else mean.copy_(new)
 
     def learn(self, group: Sequence[Clip], rng: np.random.Generator) -> float:
         """One step of AdamW on one batch; gives the loss."""
@@ -189,12 +236,9 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
-        self.step += 1
-        self.heard += sum(clip.seconds for clip in group)
-        decay = min(recipe.average, self.step / (self.step + 10))
-        with torch.no_grad():
-            for mean, new in zip(self.averaged.state_dict().values(), self.network.state_dict().values(), strict=True):
-                mean.lerp_(new, 1 - decay) if mean.is_floating_point() else mean.copy_(new)
+        seconds = sum(clip.seconds for clip in group)
+        self.step, self.heard = self.step + 1, self.heard + seconds
+        self.alone = self.alone[0] + 1, self.alone[1] + seconds
         return loss.item()
 
     def note(self, row: dict[str, float]) -> None:
@@ -208,23 +252,39 @@ class Trainer:
             for name, value in row.items():
                 where = [self.step, self.epoch, round(self.elapsed), round(self.heard / 3600, 3)]
                 writer.writerow([*where, name, value])
+                if self.curves:
+                    self.curves.add_scalar(name, value, self.step)
 
     def save(self) -> None:
         """Score on dev, then write the checkpoint in one move."""
         rates = error_rates(self.averaged, self.dev, self.alphabet)
+        mean = sum(wer for wer, _ in rates.values()) / max(1, len(rates))
+        self.stale += 1
+        if self.recipe.patience and mean < self.best[0]:
+            self.stale, self.best = 0, (mean, {k: v.clone() for k, v in self.averaged.state_dict().items()})
         for name, (wer, cer) in rates.items():
             self.note({f"wer_{name}": round(wer, 2), f"cer_{name}": round(cer, 2)})
         log.info("step %d, %.2f h heard: %s", self.step, self.heard / 3600,
                  ", ".join(f"{name} WER {wer:.1f} CER {cer:.1f}" for name, (wer, cer) in rates.items()))  # fmt: skip
-        state = {
+        state: dict[str, Any] = {
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "progress": (self.step, self.epoch, self.elapsed, self.heard, self.position, self.length),
         }
+        if self.recipe.patience:
+            state["patience"] = self.stale, self.best
         temporary = self.checkpoint.with_suffix(".tmp")
         torch.save(state, temporary)
         temporary.replace(self.checkpoint)
+
+
+def _tensorboard(out: Path) -> "SummaryWriter":
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise SystemExit("--tensorboard: expected the package tensorboard: pip install tensorboard") from error
+    return SummaryWriter(out / "tensorboard")
 
 
 def _repeats(values: Sequence[str]) -> dict[str, float]:
@@ -239,6 +299,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, default=Path("Data/cache"), help="decoded audio is kept here")
     parser.add_argument("--init", type=Path, help="folder of a model of the same size to start from")
     parser.add_argument("--repeat", nargs="*", default=[], metavar="CORPUS=TIMES", help="weight of a corpus")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="curves for TensorBoard in the folder of the run too"
+    )
     parser.add_argument("--no-publish", action="store_true", help="write the checkpoint only")
     for name, kind in Recipe.__annotations__.items():
         if name != "repeat":
@@ -248,14 +311,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     values = {name: getattr(given, name) for name in Recipe.__annotations__ if name != "repeat"}
     recipe = Recipe(**values, repeat=_repeats(given.repeat))
-    train, dev = load_splits(given.data, given.cache)
+    workers = Workers()
+    for turn in (True, False):  # the first fills the cache, the others read it
+        if turn == (workers.rank == 0):
+            train, dev = load_splits(given.data, given.cache)
+        workers.sum(0)
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
-    trainer = Trainer(recipe, [c for c in train if c.seconds <= recipe.max_seconds], dev, given.out)
+    curves = None
+    if workers.rank == 0:
+        (given.out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+        curves = _tensorboard(given.out) if given.tensorboard else None
+    short = [c for c in train if c.seconds <= recipe.max_seconds]
+    trainer = Trainer(recipe, short, dev, given.out, workers, curves)
     if given.init and trainer.step == 0:
         trainer.start_from(given.init)
     trainer.run()
-    if not given.no_publish:
+    if not given.no_publish and workers.rank == 0:
         from training.publish import publish, table
 
         command = shlex.join(["python", "-m", "training.train", *(arguments or sys.argv[1:])])
