@@ -25,6 +25,7 @@ from predictor import SpeechPredictor
 from responses import HANDLERS, crashed, documented_errors
 from service import Service
 from speech.audio import BIT_DEPTH, CHANNELS, SAMPLE_RATE
+from speech.beam import Weights
 from web_page import Page
 
 log = logging.getLogger("api")
@@ -140,12 +141,12 @@ def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> 
             processing_time=round(answer.processing_time, 4),
         )
 
-    async def hear(file: BinaryIO, request: Request) -> AsyncGenerator[Part, None]:
-        async with aclosing(service.transcribe_pieces(file, request)) as transcripts:
+    async def hear(file: BinaryIO, request: Request, hot_words: Weights) -> AsyncGenerator[Part, None]:
+        async with aclosing(service.transcribe_pieces(file, request, hot_words)) as transcripts:
             async for piece, said in transcripts:
                 yield Part(said.words, piece.end)
 
-    app.include_router(create_router(hear, settings.model_folder.name))
+    app.include_router(create_router(hear, service.read_hot_words, settings.model_folder.name))
     app.include_router(create_live_router(service))
     app.mount("/ui", Page())
     return app

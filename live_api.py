@@ -23,6 +23,7 @@ from openai_errors import error_of
 from responses import error_response, speech_error_response
 from service import Service
 from speech.audio import from_pcm16
+from speech.beam import NONE_HOT, Weights
 from speech.ctc import Word
 from speech.errors import NotReady, SpeechError
 from speech.formats import MAX_RATE, MIN_RATE, Resampler
@@ -133,7 +134,12 @@ class Connection(ABC):
 
     def __init__(self, socket: WebSocket, service: Service) -> None:
         self.socket, self.service = socket, service
-        self.live = LiveTranscriber(service.hear, service.preview, self.show)
+        self.hot_words: Weights = NONE_HOT
+        self.live = LiveTranscriber(
+            lambda waveform: service.hear(waveform, self.hot_words),
+            lambda waveform: service.preview(waveform, self.hot_words),
+            self.show,
+        )
         self.seconds = 0.0  # of sound received
         self.utterances = 0
         self._rate = 0.0
@@ -186,6 +192,13 @@ class Connection(ABC):
         if not isinstance(rate, int | float) or not MIN_RATE <= rate <= MAX_RATE:
             raise Refused(INVALID, f"sample_rate: expected {MIN_RATE} to {MAX_RATE} Hz, found {rate!r:.99}")
         self._rate, self._resampler = rate, Resampler(rate)
+
+    def set_hot_words(self, name: str, words: Sequence[str]) -> None:
+        """Take the words to prefer in what will come. Raises Refused."""
+        try:
+            self.hot_words = self.service.read_hot_words(words)
+        except ValueError as error:
+            raise Refused(INVALID, f"{name}: {error}") from None
 
     def _take(self, message: dict[str, Any]) -> bool:
         """False if the message ends the stream."""
@@ -243,11 +256,12 @@ class OurConnection(Connection):
     _shown = False  # a partial text of the running utterance
 
     def configure(self, message: dict[str, Any]) -> bool:
-        """``{"sample_rate": Hz}``, once."""
-        if self._resampler or set(message) != {"sample_rate"}:
-            expected = "eof or sound" if self._resampler else "sample_rate and nothing else"
+        """``{"sample_rate": Hz}``, once; ``hotwords`` may stand beside it."""
+        if self._resampler or not {"sample_rate"} <= set(message) <= {"sample_rate", "hotwords"}:
+            expected = "eof or sound" if self._resampler else "sample_rate, perhaps hotwords, and nothing else"
             raise Refused(INVALID, f"expected {expected}, found {message!r:.99}")
         self.set_rate(message["sample_rate"])
+        self.set_hot_words("hotwords", _strings(message, "hotwords"))
         return True
 
     async def show(self, partial: str) -> None:
@@ -277,7 +291,7 @@ class VoskConnection(Connection):
     _with_words = True
 
     def configure(self, message: dict[str, Any]) -> bool:
-        """``{"config": {"sample_rate": Hz, "words": …}}``; a phrase list is taken without effect."""
+        """``{"config": {"sample_rate": Hz, "words": …}}``; the words of a phrase list are preferred."""
         config = message.get("config")
         known = {"sample_rate", "words", "phrase_list", "max_alternatives"}
         if set(message) != {"config"} or not isinstance(config, dict) or not set(config) <= known:
@@ -285,6 +299,9 @@ class VoskConnection(Connection):
         if config.get("max_alternatives"):
             raise Refused(INVALID, f"expected max_alternatives 0, found {config['max_alternatives']!r:.99}")
         self._with_words = bool(config.get("words", self._with_words))
+        phrases = _strings(config, "phrase_list")
+        if self.service.takes_hot_words:
+            self.set_hot_words("phrase_list", [w for phrase in phrases for w in phrase.split() if w != "[unk]"])
         if "sample_rate" in config:
             self.set_rate(config["sample_rate"])
         return True
@@ -316,6 +333,13 @@ def _parsed(message: str) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise Refused(INVALID, f"expected a JSON object, found {message!r:.99}")
+    return found
+
+
+def _strings(message: dict[str, Any], name: str) -> list[str]:
+    found = message.get(name, [])
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise Refused(INVALID, f"{name}: expected a list of words or phrases, found {found!r:.99}")
     return found
 
 

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -24,6 +24,7 @@ from custom_logger import request_id
 from openai_errors import PATHS, error_of, openai_error
 from responses import error_response, speech_error_response
 from service import ClientGone
+from speech.beam import Weights
 from speech.ctc import Word
 from speech.errors import SpeechError
 from speech.segments import Segment, segments
@@ -32,6 +33,7 @@ from speech.subtitles import to_srt, to_vtt
 ALIASES = ("whisper-1", "default")  # names that stand for the served model
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 GRANULARITIES = ("segment", "word")
+HOT_FIELDS = ("keywords[]", "hotwords")  # as OpenAI's clients and those of faster-whisper's servers say it
 LANGUAGES = ("en", "english")
 
 FIELDS: dict[str, dict[str, Any]] = {  # of the form, as OpenAPI says it
@@ -42,12 +44,13 @@ FIELDS: dict[str, dict[str, Any]] = {  # of the form, as OpenAPI says it
     "response_format": {"type": "string", "enum": list(FORMATS), "default": "json"},
     "temperature": {"type": "number", "minimum": 0, "maximum": 1, "description": "taken without effect: no sampling"},
     "timestamp_granularities[]": {"type": "array", "items": {"enum": list(GRANULARITIES)}, "default": ["segment"]},
+    "keywords[]": {"type": "array", "items": {"type": "string"}, "description": "words or phrases to prefer"},
+    "hotwords": {"type": "string", "description": "words or phrases to prefer: Kubernetes, ice cream:6"},
     "stream": {"type": "boolean", "default": False, "description": "server-sent events, with json and text only"},
 }
 UNSUPPORTED = {  # what OpenAI's clients can send besides
     "include": "log-probabilities of tokens are not given; verbose_json has avg_logprob and probability",
     "chunking_strategy": "long sound is cut at its pauses in one way",
-    "keywords": "there is no way to prefer words here",
     "languages": "the model hears English only",
     **dict.fromkeys(("known_speaker_names", "known_speaker_references"), "speakers are not told apart"),
 }
@@ -71,7 +74,8 @@ class Part:
     end: float
 
 
-Transcribe = Callable[[BinaryIO, Request], AsyncGenerator[Part, None]]
+Transcribe = Callable[[BinaryIO, Request, Weights], AsyncGenerator[Part, None]]
+ReadHotWords = Callable[[Sequence[str]], Weights]  # raises ValueError
 
 log = logging.getLogger("api")
 
@@ -91,13 +95,17 @@ class Options:
     response_format: str
     granularities: frozenset[str]
     stream: bool
+    hot_words: Weights
 
 
-def create_router(transcribe: Transcribe, model: str, created: int = 0, owned_by: str = "local") -> APIRouter:
+def create_router(
+    transcribe: Transcribe, read_hot_words: ReadHotWords, model: str, created: int = 0, owned_by: str = "local"
+) -> APIRouter:
     """Routes that answer as OpenAI's do.
 
-    ``transcribe(file, request)`` gives the parts of each upload; what it raises is left to the app's handlers, or is
-    the last event of a stream that has begun.
+    ``transcribe(file, request, hot_words)`` gives the parts of each upload; what it raises is left to the app's
+    handlers, or is the last event of a stream that has begun. ``read_hot_words`` makes hot words of what a client
+    wrote, or raises ValueError.
     ``model`` is the name of the served model, ``created`` when it was made, in seconds since 1970.
     """
     router = APIRouter(tags=["OpenAI"])
@@ -108,10 +116,10 @@ def create_router(transcribe: Transcribe, model: str, created: int = 0, owned_by
         try:
             async with AsyncExitStack() as stack:
                 form = await stack.enter_async_context(request.form(max_files=1, max_fields=100))
-                options = read_options(form, names)
+                options = read_options(form, names, read_hot_words)
                 file = form["file"]
                 assert isinstance(file, UploadFile)
-                parts = await stack.enter_async_context(aclosing(transcribe(file.file, request)))
+                parts = await stack.enter_async_context(aclosing(transcribe(file.file, request, options.hot_words)))
                 first = await anext(parts)
                 if options.stream:
                     return Events(_events(first, parts), stack.pop_all())
@@ -137,7 +145,7 @@ def create_router(transcribe: Transcribe, model: str, created: int = 0, owned_by
     return router
 
 
-def read_options(form: FormData, models: Sequence[str]) -> Options:
+def read_options(form: FormData, models: Sequence[str], read_hot_words: ReadHotWords) -> Options:
     """What the form asks for; a field that is left empty counts as not given.
 
     Raises:
@@ -148,7 +156,7 @@ def read_options(form: FormData, models: Sequence[str]) -> Options:
             raise RefusedParameter(name, f"{name} is not supported: {reason}")
         if name not in FIELDS:
             raise RefusedParameter(name, f"expected the fields {', '.join(FIELDS)}, found {name!r:.99}")
-        if len(form.getlist(name)) > 1 and not name.endswith("[]"):
+        if len(form.getlist(name)) > 1 and not name.endswith("[]") and name not in HOT_FIELDS:
             raise RefusedParameter(name, f"expected {name} once, found it {len(form.getlist(name))} times")
         if name != "file" and any(isinstance(value, UploadFile) for value in form.getlist(name)):
             raise RefusedParameter(name, f"expected text in {name}, found a file")
@@ -166,7 +174,15 @@ def read_options(form: FormData, models: Sequence[str]) -> Options:
     asked = frozenset(_one_of(key, str(value), GRANULARITIES) for value in form.getlist(key) if value)
     if asked and chosen != "verbose_json":
         raise RefusedParameter(key, f"expected response_format verbose_json with {key}, found {chosen}")
-    return Options(chosen, asked or frozenset({"segment"}), stream)
+    hot_words = {word: weight for name in HOT_FIELDS for word, weight in _hot_words(form, name, read_hot_words)}
+    return Options(chosen, asked or frozenset({"segment"}), stream, hot_words)
+
+
+def _hot_words(form: FormData, name: str, read_hot_words: ReadHotWords) -> Iterable[tuple[str, float]]:
+    try:
+        return read_hot_words([str(value) for value in form.getlist(name)]).items()
+    except ValueError as error:
+        raise RefusedParameter(name, f"{name}: {error}") from None
 
 
 def _one_of(param: str, value: str, allowed: Sequence[str]) -> str:

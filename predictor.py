@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +14,18 @@ import numpy.typing as npt
 from config import read_settings
 from speech.alphabet import Alphabet
 from speech.audio import Waveform, decode_wav
-from speech.beam import OPTIONS, BeamDecoder, read_options
+from speech.beam import NONE_HOT, OPTIONS, BeamDecoder, Weights, read_options
 from speech.ctc import LogProbs, Transcript, decode_greedy
 from speech.engine import Engine, load_engine
 from speech.errors import InferenceFailed, SpeechError
 from speech.features import SECONDS_PER_FRAME, covered_seconds, spectrogram
+from speech.hot_words import read_hot_words
 from speech.language_model import read_language_model
 from speech.model_card import LANGUAGE_MODEL, ModelCard, check_file, read_card
 
 log = logging.getLogger("predictor")
 
-Decode = Callable[[LogProbs, float], Transcript]  # (log-probabilities, seconds of sound) → text
+Decode = Callable[[LogProbs, float, Weights], Transcript]  # (log-probabilities, seconds of sound, hot words) → text
 Audio = str | Path | bytes | Waveform | npt.NDArray[np.floating]
 
 
@@ -45,7 +46,7 @@ def load_beam(card: ModelCard, folder: Path) -> Decode:
     """
     options = read_options(check_file(card, folder, OPTIONS))
     decoder = BeamDecoder(card.alphabet, read_language_model(check_file(card, folder, LANGUAGE_MODEL)), options)
-    return lambda log_probs, duration: decoder.decode(log_probs, duration=duration)
+    return lambda log_probs, duration, hot_words: decoder.decode(log_probs, hot_words, duration)
 
 
 class SpeechPredictor:
@@ -55,7 +56,8 @@ class SpeechPredictor:
         self, engine: Engine, alphabet: Alphabet | None = None, name: str = "model", decode: Decode | None = None
     ) -> None:
         self.engine, self.alphabet, self.name = engine, alphabet or Alphabet(), name
-        self._decode = decode or (lambda log_probs, duration: decode_greedy(log_probs, self.alphabet, duration))
+        self.takes_hot_words = decode is not None
+        self._decode = decode or (lambda log_probs, duration, _: decode_greedy(log_probs, self.alphabet, duration))
 
     @classmethod
     def load(
@@ -106,16 +108,29 @@ class SpeechPredictor:
         """Greedily decoded texts of (log-)probabilities (batch, n_steps, n_outputs)."""
         return [decode_greedy(LogProbs(values), self.alphabet).text for values in predictions]
 
-    def transcribe(self, audio: Audio) -> Transcript:
+    def read_hot_words(self, texts: Iterable[str]) -> Weights:
+        """Hot words as `speech.hot_words` reads them, for `transcribe`.
+
+        Raises:
+            ValueError: they cannot be read, or there are some and this model decodes greedily.
+        """
+        found = read_hot_words(texts, self.alphabet.characters)
+        if found and not self.takes_hot_words:
+            raise ValueError("expected a model that decodes with language for hot words, found one that does not")
+        return found
+
+    def transcribe(self, audio: Audio, hot_words: Weights = NONE_HOT) -> Transcript:
         """Text of one recording: a batch of one. Raises as `encode_single_sample` and `make_prediction` do."""
-        return self.transcribe_batch([audio])[0]
+        return self.transcribe_timed([audio], [hot_words])[0][0]
 
     def transcribe_batch(self, recordings: Sequence[Audio]) -> list[Transcript]:
         """Texts of several recordings, each as if it were alone."""
         return self.transcribe_timed(recordings)[0]
 
-    def transcribe_timed(self, recordings: Sequence[Audio]) -> tuple[list[Transcript], Stages]:
-        """`transcribe_batch`, and where the time went."""
+    def transcribe_timed(
+        self, recordings: Sequence[Audio], hot_words: Sequence[Weights] = ()
+    ) -> tuple[list[Transcript], Stages]:
+        """`transcribe_batch`, each recording with hot words of its own, if there are any; and where the time went."""
         started = time.perf_counter()
         spectrograms = [self.encode_single_sample(audio) for audio in recordings]
         n_frames = np.array([len(frames) for frames in spectrograms], np.int32)
@@ -127,8 +142,10 @@ class SpeechPredictor:
         log_probs = self._run(frames, n_frames)
         ran = time.perf_counter()
         transcripts = [
-            self._decode(LogProbs(values[: (n + 1) // 2]), covered_seconds(n))
-            for values, n in zip(log_probs, n_frames.tolist(), strict=True)
+            self._decode(LogProbs(values[: (n + 1) // 2]), covered_seconds(n), hot)
+            for values, n, hot in zip(
+                log_probs, n_frames.tolist(), hot_words or [NONE_HOT] * len(recordings), strict=True
+            )
         ]
         return transcripts, Stages(encoded - started, ran - encoded, time.perf_counter() - ran)
 

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
@@ -18,6 +18,7 @@ from metrics import Metrics
 from predictor import SpeechPredictor, Stages
 from speech.audio import Waveform, decode_wav
 from speech.batching import Batcher
+from speech.beam import NONE_HOT, Weights
 from speech.ctc import Transcript
 from speech.errors import DeadlineExceeded, InferenceFailed, ModelError, NotReady, QueueFull, SpeechError
 from speech.features import check_length
@@ -55,7 +56,7 @@ class Service:
         self._predictor = predictor
         self._problem: SpeechError = NotReady("expected a loaded model, found one that is still loading")
         self._loading: Future[None] | None = None
-        self._batcher: Batcher[Waveform, tuple[Transcript, Stages, int]] | None = None
+        self._batcher: Batcher[tuple[Waveform, Weights], tuple[Transcript, Stages, int]] | None = None
         self.metrics = Metrics()
         self.metrics.in_flight.set_function(lambda: self.in_flight)
         self.metrics.queue_seconds.set_function(lambda: self._batcher.queued_seconds if self._batcher else 0.0)
@@ -98,11 +99,22 @@ class Service:
         finally:
             done.set_result(None)
 
-    def _run(self, waveforms: list[Waveform]) -> list[tuple[Transcript, Stages, int]]:
+    def _run(self, clips: list[tuple[Waveform, Weights]]) -> list[tuple[Transcript, Stages, int]]:
         assert self._predictor is not None
-        transcripts, stages = self._predictor.transcribe_timed(waveforms)
-        self.metrics.batch(len(waveforms), **asdict(stages))
-        return [(transcript, stages, len(waveforms)) for transcript in transcripts]
+        waveforms, hot_words = zip(*clips, strict=True)
+        transcripts, stages = self._predictor.transcribe_timed(waveforms, hot_words)
+        self.metrics.batch(len(clips), **asdict(stages))
+        return [(transcript, stages, len(clips)) for transcript in transcripts]
+
+    @property
+    def takes_hot_words(self) -> bool:
+        """Whether the loaded model can prefer words."""
+        return self._predictor is not None and self._predictor.takes_hot_words
+
+    def read_hot_words(self, texts: Iterable[str]) -> Weights:
+        """Hot words for `hear`, once the model is loaded. Raises ValueError if they, or any, cannot be taken."""
+        assert self._predictor is not None
+        return self._predictor.read_hot_words(texts)
 
     def check_ready(self) -> None:
         """Raise what stands between the service and an answer: no model yet or at all, or its end."""
@@ -136,7 +148,7 @@ class Service:
         return Answer(transcript, waveform.duration, time.perf_counter() - started)
 
     async def transcribe_pieces(
-        self, file: BinaryIO, request: Request
+        self, file: BinaryIO, request: Request, hot_words: Weights = NONE_HOT
     ) -> AsyncGenerator[tuple[Piece, Transcript], None]:
         """The transcripts of a file of any length, piece after piece, with times of the whole file.
 
@@ -153,7 +165,8 @@ class Service:
             while (piece := await asyncio.to_thread(next, rest, None)) or working:
                 if piece:
                     check_length(piece.waveform)
-                    working.append((piece, asyncio.create_task(self.hear(piece.waveform, patient=piece.start > 0))))
+                    hearing = self.hear(piece.waveform, hot_words, patient=piece.start > 0)
+                    working.append((piece, asyncio.create_task(hearing)))
                 if len(working) >= PIECES or not piece:
                     first, task = working.popleft()
                     yield first, first.place(await _unless_gone(task, request))
@@ -177,7 +190,7 @@ class Service:
             self.streams -= 1
             self.in_flight -= 1
 
-    async def hear(self, waveform: Waveform, patient: bool = True) -> Transcript:
+    async def hear(self, waveform: Waveform, hot_words: Weights = NONE_HOT, patient: bool = True) -> Transcript:
         """The text of a part of longer sound; none for steady noise. If ``patient``, a full queue is waited for.
 
         Raises:
@@ -185,21 +198,23 @@ class Service:
         """
         if is_steady(waveform):
             return Transcript("", 0.0)
-        return await self._submit(waveform, time.perf_counter(), patient)
+        return await self._submit(waveform, time.perf_counter(), hot_words, patient)
 
-    async def preview(self, waveform: Waveform) -> Transcript:
+    async def preview(self, waveform: Waveform, hot_words: Weights = NONE_HOT) -> Transcript:
         """`hear` for sound that will be heard again: neither counted nor logged. Raises QueueFull if much waits."""
         assert self._batcher is not None
         if self._batcher.queued_seconds > self.settings.max_queue_seconds / 4:
             raise QueueFull("expected a short queue for a partial text, found a long one")
         if is_steady(waveform):
             return Transcript("", 0.0)
-        return (await self._batcher.submit(waveform, waveform.duration))[0]
+        return (await self._batcher.submit((waveform, hot_words), waveform.duration))[0]
 
-    async def _submit(self, waveform: Waveform, started: float, patient: bool = False) -> Transcript:
+    async def _submit(
+        self, waveform: Waveform, started: float, hot_words: Weights = NONE_HOT, patient: bool = False
+    ) -> Transcript:
         try:
             async with asyncio.timeout(self.settings.timeout):
-                transcript, stages, batch_size = await self._in_turn(waveform, patient)
+                transcript, stages, batch_size = await self._in_turn(waveform, hot_words, patient)
         except TimeoutError:
             raise DeadlineExceeded(f"expected an answer within {self.settings.timeout:g} s, found none") from None
         except InferenceFailed:
@@ -224,11 +239,11 @@ class Service:
         )
         return transcript
 
-    async def _in_turn(self, waveform: Waveform, patient: bool) -> tuple[Transcript, Stages, int]:
+    async def _in_turn(self, waveform: Waveform, hot_words: Weights, patient: bool) -> tuple[Transcript, Stages, int]:
         assert self._batcher is not None
         while True:
             try:
-                return await self._batcher.submit(waveform, waveform.duration)
+                return await self._batcher.submit((waveform, hot_words), waveform.duration)
             except QueueFull as full:
                 if not patient:
                     raise

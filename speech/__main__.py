@@ -57,18 +57,19 @@ def load(given: argparse.Namespace, jobs: int) -> Hear:
     """A model that hears in this process, by the settings where the command line says nothing.
 
     Raises:
-        ModelError: there is no such model, or it cannot be used.
+        ModelError: there is no such model, or it cannot be used; ValueError: the hot words cannot.
     """
     asked = {name: getattr(given, name) for name in ("model", "engine", "decoder") if getattr(given, name)}
     settings = read_settings().model_copy(update=asked)
     threads = settings.threads or max(1, CORES // jobs)
     predictor = SpeechPredictor.load(settings.model_folder, settings.engine, threads, settings.decoder)
+    hot_words = predictor.read_hot_words(given.hot_words)
 
     def hear(data: bytes) -> Heard:
         said, end = [], 0.0
         for piece in pieces(decode_blocks(data, settings.max_long_seconds)):
             if not is_steady(piece.waveform):
-                said.append(piece.place(predictor.transcribe(piece.waveform)))
+                said.append(piece.place(predictor.transcribe(piece.waveform, hot_words)))
             end = piece.end
         text = " ".join(part.text for part in said if part.text)
         return Heard(text, [word for part in said for word in part.words], end)
@@ -76,7 +77,7 @@ def load(given: argparse.Namespace, jobs: int) -> Hear:
     return hear
 
 
-def connect(url: str, key: str, model: str) -> Hear:
+def connect(url: str, key: str, model: str, hot_words: Sequence[str] = ()) -> Hear:
     """A server that hears; while it is busy it says when to come back.
 
     Raises:
@@ -90,6 +91,7 @@ def connect(url: str, key: str, model: str) -> Hear:
         raise ValueError(f"expected --server as http://HOST:PORT, found {url}")
     client = httpx.Client(base_url=base, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=TIMEOUT)
     form = {"model": model, "response_format": "verbose_json", "timestamp_granularities[]": "word"}
+    form["hotwords"] = ",".join(hot_words)
 
     def hear(data: bytes) -> Heard:
         for _ in range(TRIES):
@@ -189,6 +191,7 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentPa
     parser.add_argument("--model", metavar="NAME", help="folder under Models/, or a path to a model's folder")
     parser.add_argument("--engine", choices=("auto", "onnx", "keras"), help="what runs the network")
     parser.add_argument("--decoder", choices=("auto", "greedy", "beam"), help="best path, or beam search with language")
+    parser.add_argument("--hot-words", metavar="WORDS", action="append", default=[], help="Kubernetes,ice cream:6")
     parser.add_argument("--server", metavar="URL", help="let a running server do the work")
     parser.add_argument("--api-key", metavar="KEY", help="of the server; better in the variable STT_API_KEY")
     given = parser.parse_args(arguments)
@@ -238,7 +241,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if len(found) > 1 and given.format in ("srt", "vtt") and not given.output:
             raise ValueError(f"expected --output FOLDER for the {given.format} of several files, found none")
         jobs = min(len(found), given.jobs or (SERVER_JOBS if given.server else CORES))
-        hear = connect(given.server, given.api_key, given.model or "default") if given.server else load(given, jobs)
+        if given.server:
+            hear = connect(given.server, given.api_key, given.model or "default", given.hot_words)
+        else:
+            hear = load(given, jobs)
     except ValueError as error:
         parser.error(str(error))
     except SpeechError as error:

@@ -49,8 +49,10 @@ ALLOWED = {
     "speech.subtitles": {"speech.ctc", "speech.segments"},
     "speech.model_card": {"speech.alphabet", "speech.audio", "speech.features", "speech.errors"},
     "speech.model": {"speech.alphabet", "speech.features", "speech.errors"},
-    "speech.beam": {"speech.alphabet", "speech.ctc", "speech.errors", "speech.language_model"},
+    "speech.beam": {"speech.alphabet", "speech.ctc", "speech.errors", "speech.language_model", "speech.spelling"},
+    "speech.spelling": {"speech.alphabet", "speech.language_model"},
     "speech.language_model": {"speech.alphabet", "speech.errors"},
+    "speech.hot_words": {"speech.alphabet", "speech.language_model"},
     "speech.engine": {"speech.model_card", "speech.model", "speech.errors"},
     "speech.batching": {"speech.errors"},
 }

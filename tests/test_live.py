@@ -195,7 +195,7 @@ def test_vosks_test_client(server: Process):
 
 
 def test_vosks_other_configurations(server: Process):
-    """As test_words.py sends it: a phrase list, which is taken without effect, a float, and no words."""
+    """As test_words.py sends it: a phrase list, a float, and no words."""
     config = """{"config" :
                     { "phrase_list" : ["zero one two three four five six seven eight nine oh"],
                       "sample_rate" : 16000.0,

@@ -20,15 +20,17 @@ from starlette.responses import JSONResponse
 
 from openai_api import Part, create_router
 from openai_errors import PATHS, OpenAIErrors, openai_error
+from speech.beam import Weights
 from speech.ctc import Word
 from speech.errors import DeadlineExceeded, NotAWav
+from speech.hot_words import read_hot_words
 
 TEXT = "is it a <cat> or a dog?"
 CLIP = ("clip.wav", b"sound")
 WORDS = tuple(Word(text, start, start + 0.1, 0.9) for start, text in enumerate(TEXT.split(), start=1))
 
 
-async def fake_transcribe(file: BinaryIO, request: Request) -> AsyncGenerator[Part, None]:
+async def fake_transcribe(file: BinaryIO, request: Request, hot_words: Weights) -> AsyncGenerator[Part, None]:
     """Fixed words in two parts; b'noise' is not audio, b'' is silence, b'broken' fails and b'bug' crashes midway."""
     data = file.read()
     await asyncio.sleep(0)
@@ -53,7 +55,7 @@ def make_app() -> FastAPI:
         return JSONResponse({"detail": error.detail, "code": "NotFound", "request_id": "r"}, error.status_code)
 
     app = FastAPI(exception_handlers={NotAWav: not_audio, HTTPException: http_error})
-    app.include_router(create_router(fake_transcribe, "model1", created=1_700_000_000))
+    app.include_router(create_router(fake_transcribe, read_hot_words, "model1", created=1_700_000_000))
     app.add_middleware(OpenAIErrors)
     return app
 
@@ -191,7 +193,8 @@ def test_models(strict: openai.OpenAI):
         ({"include": ["logprobs"]}, "include[]", ["not supported", "avg_logprob"]),
         ({"chunking_strategy": "auto"}, "chunking_strategy", ["not supported"]),
         ({"chunking_strategy": {"type": "server_vad"}}, "chunking_strategy[type]", ["not supported"]),
-        ({"keywords": ["a"]}, "keywords[]", ["not supported"]),
+        ({"keywords": ["Jürgen", "a:b"]}, "keywords[]", ["keywords[]: ", "WORD:NUMBER", "a:b"]),
+        ({"extra_body": {"hotwords": "eins, 2"}}, "hotwords", ["hotwords: ", "numbers too", "'2'"]),
         ({"languages": ["en"]}, "languages[]", ["not supported"]),
         ({"known_speaker_names": ["a"]}, "known_speaker_names[]", ["not supported"]),
         ({"extra_body": {"best_of": 5}}, "best_of", ["response_format", "best_of"]),
@@ -237,7 +240,7 @@ def test_forms_that_only_hand_written_clients_send(url: str, path: str):
         return response.status_code, (response.json().get("error") or {}).get("param")
 
     files = {"file": CLIP}
-    empty = dict.fromkeys(("model", "language", "prompt", "temperature", "response_format", "stream"), "")
+    empty = dict.fromkeys(("model", "language", "prompt", "temperature", "response_format", "stream", "hotwords"), "")
     assert post(files=files) == (200, None)  # the served model is the default
     assert post(empty, files) == (200, None)  # an empty field counts as not given
     assert post({"stream": "False", "language": "English", "temperature": "1"}, files) == (200, None)
