@@ -7,6 +7,7 @@ import struct
 import sys
 import time
 import tracemalloc
+from pathlib import Path
 
 import av
 import numpy as np
@@ -19,6 +20,7 @@ from speech.audio import SAMPLE_RATE, decode_wav
 from speech.errors import AudioError, AudioTooLong, DamagedWav, NotAWav, UnsupportedWav
 from speech.formats import MAX_PACKETS, decode_audio, resample
 
+ROOT = Path(__file__).resolve().parent.parent
 LEVEL = 0.25  # of the 1 kHz tone
 SECONDS = 1.0
 
@@ -31,7 +33,8 @@ TOLERANCE = {  # of the level, as these encoders write it; of all others 0.1 %
     **dict.fromkeys(["PCM_U8", "PCM_S8", "pcm_u8", "ULAW", "ALAW"], 0.02),
     **dict.fromkeys(["IMA_ADPCM", "VORBIS", "OPUS", "MPEG_LAYER_III", "aac", "libopus"], 0.11),
 }
-# container, encodings, rates, channel counts: of soundfile, or of av where the container is in lower case
+# container, encodings, rates, channel counts: of soundfile, or of av where the container is in lower case.
+# docs/formats.md has the same table.
 CELLS = [
     ("WAV", WAV_WIDTHS, RATES, [1, 2]),
     ("WAV", ["PCM_16", "FLOAT"], [44100], [3, 6, 8, 16]),
@@ -48,6 +51,16 @@ CELLS = [
     ("matroska", ["pcm_s16le", "pcm_s24le", "pcm_u8", "pcm_f32le"], [16000, 44100], [1, 2]),
 ]
 MATRIX = [(c, e, r, n) for c, *lists in CELLS for e, r, n in itertools.product(*lists)]
+
+
+NAMES = {  # in docs/formats.md
+    "WAVEX": "WAV, EXTENSIBLE", "RF64": "WAV, RF64", "OGG": "Ogg", "mp4": "MP4", "ipod": "M4A", "webm": "WebM",
+    "matroska": "Matroska", "PCM_U8": "8-bit unsigned", "PCM_S8": "8-bit", "PCM_16": "16-bit", "PCM_24": "24-bit",
+    "PCM_32": "32-bit", "FLOAT": "32-bit float", "DOUBLE": "64-bit float", "ULAW": "µ-law", "ALAW": "A-law",
+    "IMA_ADPCM": "IMA ADPCM", "VORBIS": "Vorbis", "OPUS": "Opus", "MPEG_LAYER_III": "Layer III", "aac": "AAC",
+    "alac": "ALAC", "libopus": "Opus", "pcm_s16le": "16-bit", "pcm_s24le": "24-bit", "pcm_u8": "8-bit unsigned",
+    "pcm_f32le": "32-bit float",
+}  # fmt: skip
 
 
 def tone(hertz: float, rate: int, seconds: float = SECONDS, level: float = LEVEL) -> np.ndarray:
@@ -90,6 +103,17 @@ def test_a_tone_is_a_tone_in_every_cell(container: str, encoding: str, rate: int
     level = level_of(found.samples, 1000)
     assert level == pytest.approx(LEVEL, rel=TOLERANCE.get(encoding, 0.001))
     assert np.std(found.samples[8000:18000]) == pytest.approx(level / 2**0.5, rel=0.02)  # and there is nothing else
+
+
+def test_the_docs_have_the_same_table():
+    rows = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8").split("|---|---|---|---|\n")[1].split("\n\n")[0]
+    lists = [
+        ["; ".join(NAMES.get(str(value), str(value)) for value in values) for values in cell] for _, *cell in CELLS
+    ]
+    assert rows.splitlines() == [
+        f"| {NAMES.get(container, container)} | {' | '.join(cell)} |"
+        for (container, *_), cell in zip(CELLS, lists, strict=True)
+    ]
 
 
 def test_what_decode_wav_reads_comes_out_bit_for_bit():
