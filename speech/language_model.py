@@ -3,7 +3,6 @@
 The file is what `training.language_model` writes: a NumPy archive of plain numbers, read without running any of it.
 """
 
-import math
 import zipfile
 import zlib
 from bisect import bisect_left
@@ -92,15 +91,11 @@ class LanguageModel:
     tables: Sequence[Table]
     spelling: memoryview
     _letter: dict[str, int] = field(init=False, repr=False)
-    _mass: Sequence[float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         letter = {character: number for number, character in enumerate(self.letters, start=1)}
         object.__setattr__(self, "_letter", letter)
-        costs = np.asarray(self.unigrams)[FIRST_WORD:] / RESOLUTION
-        object.__setattr__(self, "_mass", _frozen(np.cumsum(np.concatenate([[0.0], np.exp(-costs)])), np.float64))
-        object.__setattr__(self, "prefix", lru_cache(1 << 14)(self.prefix))  # remembered, as prefixes come again
-        object.__setattr__(self, "word", lru_cache(1 << 13)(self.word))
+        object.__setattr__(self, "follow", lru_cache(1 << 14)(self.follow))  # remembered, as words come again
 
     @property
     def start(self) -> State:
@@ -114,12 +109,15 @@ class LanguageModel:
         """
         place = bisect_left(self.words, word)
         known = place < len(self.words) and self.words[place] == word
-        token = FIRST_WORD + place if known else UNKNOWN
-        score = self.token(state, token)
+        score, after = self.follow(state, FIRST_WORD + place if known else UNKNOWN)
+        return (score if known else score + self.spell(word, whole=True)), after
+
+    def follow(self, state: State, token: int) -> tuple[float, State]:
+        """Log-probability of a token, and the state behind it: no more of the last words than can matter."""
         after = (*state, token)[-max(1, len(self.tables)) :]
         while len(after) > 1 and self._find(after) is None:
             after = after[1:]
-        return (score if known else score + self.spell(word, whole=True)), after
+        return self.token(state, token), after
 
     def end(self, state: State) -> float:
         """Log-probability that nothing follows."""
@@ -145,14 +143,6 @@ class LanguageModel:
             folded = folded * len(self.unigrams) + number
         group = bisect_left(contexts, folded)
         return group if group < len(contexts) and contexts[group] == folded else None
-
-    def prefix(self, prefix: str) -> float:
-        """Log-probability that a word begins so, after any words: from all known words that do, or else its letters."""
-        low = bisect_left(self.words, prefix)
-        high = bisect_left(self.words, prefix + "\x7f", low)
-        if high > low:
-            return math.log(max(self._mass[high] - self._mass[low], 1e-15))
-        return -self.unigrams[UNKNOWN] / RESOLUTION + self.spell(prefix)
 
     def spell(self, text: str, whole: bool = False) -> float:
         """Log-probability that an unknown word begins with these letters, or (``whole``) is made of just them.

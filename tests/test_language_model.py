@@ -76,14 +76,6 @@ def test_letters_sum_to_one(model: LanguageModel) -> None:
         assert sum(math.exp(score - model.spell(start)) for score in after) == pytest.approx(1, abs=0.02)
 
 
-def test_a_prefix_is_the_sum_of_its_words(model: LanguageModel) -> None:
-    for prefix in ("", "c", "ca", "cat", "b", "th"):
-        words = [FIRST_WORD + i for i, word in enumerate(model.words) if word.startswith(prefix)]
-        total = sum(math.exp(model.token((), token)) for token in words)
-        assert model.prefix(prefix) == pytest.approx(math.log(total), abs=1e-6)
-    assert model.prefix("xy") == pytest.approx(model.token((), UNKNOWN) + model.spell("xy"))
-
-
 def test_states_remember_what_matters(model: LanguageModel) -> None:
     the, cat = (FIRST_WORD + model.words.index(word) for word in ("the", "cat"))
     _, state = model.word(model.start, "the")
