@@ -82,7 +82,7 @@ def letters_of(model: LanguageModel, alphabet: Alphabet, lm_weight: float) -> Le
         before, here = here, n_states - 1 + np.cumsum(first)
         parents.append(before[first])
         into.append(column[first])
-        mass.append(np.bincount(here[alive] - n_states, weights=probability[alive], minlength=int(first.sum())))
+        mass.append(np.bincount(here[alive] - n_states, probability[alive], int(first.sum())).astype(np.float64))
         token = np.full(int(first.sum()), UNKNOWN, np.int64)
         ends = alive & (spelt[:, depth + 1] == 0)
         token[here[ends] - n_states] = FIRST_WORD + np.flatnonzero(ends)
