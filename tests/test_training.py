@@ -3,6 +3,7 @@
 import csv
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -85,7 +86,10 @@ def test_the_twin_computes_what_keras_computes(tmp_path: Path):
 def test_a_run_can_start_from_a_model(tiny_model: Path, corpus: Path, tmp_path: Path):
     train, dev = load_splits([corpus], tmp_path / "cache")
     trainer = Trainer(Recipe(rnn_layers=2, rnn_units=16), train, dev, tmp_path)
-    trainer.start_from(tiny_model)
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / "decoder.json").write_text("{}")
+    trainer.start_from(tmp_path / "model")
+    assert (tmp_path / "decoder.json").exists()
     network = trainer.averaged.eval()
     network.dtype = torch.float32
     frames = np.random.default_rng(0).standard_normal((1, 60, 193), np.float32)

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -27,9 +28,10 @@ from tqdm import tqdm
 
 from speech.alphabet import Alphabet
 from speech.audio import Waveform, from_pcm16
+from speech.beam import OPTIONS
 from speech.ctc import LogProbs, decode_greedy
 from speech.features import Spectrogram, spectrogram
-from speech.model_card import WEIGHTS
+from speech.model_card import LANGUAGE_MODEL, WEIGHTS
 from training.augment import Augmentation
 from training.dataset import Clip, batches, load_clips, read_utterances, repeat
 from training.old_keras import read_layers
@@ -154,10 +156,16 @@ class Trainer:
         self.workers.merge(self.network.state_dict(), self.workers.rank == 0)
 
     def start_from(self, model: Path) -> None:
-        """Take the weights of a model's folder as the first ones. Raises as `read_layers`, and if the sizes differ."""
+        """Take the weights of a model's folder as the first ones, and its language model along.
+
+        Raises as `read_layers`, and if the sizes differ.
+        """
         layers, _ = read_layers(model / WEIGHTS)
         for network in (self.network, self.averaged):
             network.load_keras_weights({layer.settings["name"]: layer.weights for layer in layers})
+        for name in (LANGUAGE_MODEL, OPTIONS):
+            if self.workers.rank == 0 and (model / name).exists():
+                shutil.copy(model / name, self.out / name)
 
     def progress(self) -> float:
         """How much of the run is behind us, 0 … 1."""
@@ -297,7 +305,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, nargs="+", help="manifest CSV, LJSpeech or LibriSpeech")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoint, log, curves")
     parser.add_argument("--cache", type=Path, default=Path("Data/cache"), help="decoded audio is kept here")
-    parser.add_argument("--init", type=Path, help="folder of a model of the same size to start from")
+    parser.add_argument(
+        "--init", type=Path, help="folder of a model of the same size to start from, language model and all"
+    )
     parser.add_argument("--repeat", nargs="*", default=[], metavar="CORPUS=TIMES", help="weight of a corpus")
     parser.add_argument(
         "--tensorboard", action="store_true", help="curves for TensorBoard in the folder of the run too"
