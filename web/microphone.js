@@ -5,11 +5,14 @@ const REFUSED = {
   NotReadableError: "The microphone is in use by another program.",
 };
 
+// What browsers do to voices for a call would only be noise to the model.
+const PLAIN = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
+
 export class Microphone {
   async open(heard) {
     if (!navigator.mediaDevices) throw new Error("Browsers give the microphone only to https pages and to localhost.");
     try {
-      this.stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1 } });
+      this.stream = await navigator.mediaDevices.getUserMedia({ audio: PLAIN });
     } catch (error) {
       throw new Error(REFUSED[error.name] ?? `The microphone cannot be used: ${error.message}`);
     }
