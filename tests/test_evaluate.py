@@ -1,6 +1,9 @@
-"""Scoring: against jiwer, and through the service's own predictor."""
+"""Scoring: by hand, against jiwer, and through the service's own predictor."""
 
 import json
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jiwer
@@ -8,16 +11,28 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.conftest import make_sound
-from training.evaluate import Result, by_corpus, main, rates, table
+from predictor import SpeechPredictor
+from speech.audio import SAMPLE_RATE, from_pcm16
+from speech.model_card import LANGUAGE_MODEL, add_files
+from tests.conftest import FakeEngine, make_sound
+from training.conditions import apply, conditions, mix, signal_to_noise, speed, telephone
+from training.dataset import Clip, Utterance
+from training.evaluate import load_decoders, main, once, transcribe_clips
+from training.language_model import train, write
+from training.report import learning_curve, table, worst
+from training.scores import Result, by_corpus, by_everything, rates
 
 SAID = ["the cat sat", "on the mat", "and slept", "a b c d e f"]
 HEARD = ["the cat sat", "on mat", "end slept well", ""]
 
 
+def result(number: int, said: str, heard: str, corpus: str = "one", **others: object) -> Result:
+    return replace(Result(str(number), corpus, "", 1.5, 30.0, said, heard), **others)  # type: ignore[arg-type]
+
+
 def results() -> list[Result]:
     corpora = ("one", "one", "two", "two")
-    return [Result(str(i), c, "", 1.5, s, h) for i, (c, s, h) in enumerate(zip(corpora, SAID, HEARD, strict=True))]
+    return [result(i, s, h, c) for i, (c, s, h) in enumerate(zip(corpora, SAID, HEARD, strict=True))]
 
 
 def test_rates_are_jiwers():
@@ -28,8 +43,24 @@ def test_rates_are_jiwers():
     assert found.wer_interval[0] <= found.wer <= found.wer_interval[1]
 
 
+def test_kinds_of_errors_counted_by_hand():
+    """Of 14 words one is substituted (and), seven are deleted (the, a … f) and one is inserted (well)."""
+    found = rates(results())
+    kinds = (found.substitutions, found.deletions, found.insertions)
+    assert kinds == pytest.approx((100 / 14, 700 / 14, 100 / 14), abs=0.01)
+    assert sum(kinds) == pytest.approx(found.wer, abs=0.02)
+
+
+def test_raw_rates_forgive_case_and_space_alone():
+    """Of four words as published the comma's and the full stop's are wrong, of five normalised ones none is."""
+    found = rates([result(0, "A  Well-known\tman, indeed.", "a well-known man indeed")])
+    assert (found.raw_wer, found.wer) == (50.0, 0.0)
+    assert found.raw_cer == pytest.approx(100 * 2 / 25, abs=0.01)
+    assert found.cer == 0
+
+
 def test_the_interval_covers_what_resampling_gives():
-    many = [Result(str(i), "x", "", 1.0, "a b", "a b" if i % 2 else "a c") for i in range(400)]
+    many = [result(i, "a b", "a b" if i % 2 else "a c") for i in range(400)]
     low, high = rates(many).wer_interval
     assert low == pytest.approx(25 - 2.45, abs=0.6)  # 1.96 · 25 % · 1 / √400, in percent
     assert high == pytest.approx(25 + 2.45, abs=0.6)
@@ -39,20 +70,175 @@ def test_each_corpus_and_all():
     groups = by_corpus(results())
     assert list(groups) == ["one", "two", "all"]
     assert groups["one"].wer == pytest.approx(100 / 6, abs=0.01)
-    assert "| one | 2 | 3 s | 16.7 (" in table(groups)
+    assert "| one | 2 | 3 s | 16.7 (" in table({"greedy": groups})
 
 
-def test_the_command_line_scores_a_folder(tiny_model: Path, tmp_path: Path, capsys):
+def test_speakers_lengths_and_ratios():
+    said = [
+        result(0, "a b", "a b", speaker="x", seconds=3.9, snr=19.9),
+        result(1, "a b", "a", speaker="y", seconds=4.0, snr=40.0),
+        result(2, "a b", "", speaker="x", seconds=60.0, snr=41.0),
+    ]
+    found = {by: {name: (r.clips, r.wer) for name, r in g.items()} for by, g in by_everything(said).items()}
+    assert found == {
+        "corpus": {"one": (3, 50.0)},
+        "speaker": {"one x": (2, 50.0), "one y": (1, 50.0)},
+        "length": {"under 4 s": (1, 0.0), "4–8 s": (1, 50.0), "from 12 s": (1, 100.0)},
+        "SNR": {"under 20 dB": (1, 0.0), "from 40 dB": (2, 75.0)},
+    }
+
+
+def test_decoders_stand_side_by_side():
+    one, other = by_corpus([result(0, "a b", "a")]), by_corpus([result(0, "a b", "a b")])
+    lines = table({"greedy": one, "beam": other}).splitlines()
+    assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|") == 8
+    assert lines[2].startswith("| one | 1 | 2 s | 50.0 (50.0–50.0) |")
+    assert " 0.0 (0.0–0.0) | 0.0 (0.0–0.0) |" in lines[2]
+
+
+def test_the_worst_come_first():
+    assert [r.id for r in worst(results())] == ["2", "3", "1", "0"]  # 2 of 2, 6 of 6, 1 of 3, none
+
+
+def test_the_learning_curve_ends_where_the_log_does(tmp_path: Path):
+    rows = [f"{i},0,0,{i / 2},wer_x,{90 - i}" for i in range(1, 41)]
+    (tmp_path / "log.csv").write_text("\n".join(["step,epoch,elapsed_s,heard_h,name,value", "1,0,0,0.1,loss,3", *rows]))
+    lines = learning_curve(tmp_path / "log.csv").splitlines()
+    assert lines[0] == "| hours heard | x WER % |"
+    assert lines[2] == "| 0.5 | 89.0 |"
+    assert lines[-1] == "| 20.0 | 50.0 |"
+    assert 8 <= len(lines) - 2 <= 13
+
+
+def test_signal_to_noise_ratio_of_bursts_in_noise():
+    """Half a second of tone, half a second of pause, over noise: its mean power is half of the tone's."""
+    time = np.arange(4 * SAMPLE_RATE) / SAMPLE_RATE
+    bursts = np.sin(2 * np.pi * 440 * time) * (time % 1 < 0.5)
+    for expected in (5, 20, 40):
+        noise = np.random.default_rng(expected).standard_normal(len(time)) * 0.5 * 10 ** (-expected / 20)
+        assert signal_to_noise(bursts + noise) == pytest.approx(expected, abs=0.7)
+    assert signal_to_noise(np.zeros(100)) == 0
+
+
+def test_what_is_mixed_has_the_ratio_asked_for():
+    sound, noise = make_sound(1) / 32768, np.random.default_rng(0).standard_normal(SAMPLE_RATE)
+    for snr in (20, 5, -3):
+        added = mix(sound, noise, snr) - sound
+        assert 10 * np.log10(np.mean(sound**2) / np.mean(added**2)) == pytest.approx(snr, abs=1e-6)
+
+
+def tone(frequency: float) -> np.ndarray:
+    return 0.3 * np.sin(2 * np.pi * frequency * np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE)
+
+
+def level(samples: np.ndarray) -> float:
+    """Of the middle, in dB of full scale."""
+    return float(10 * np.log10(np.mean(samples[SAMPLE_RATE // 2 : -SAMPLE_RATE // 2] ** 2) + 1e-12))
+
+
+def test_the_telephone_passes_its_band_alone():
+    rng = np.random.default_rng(0)
+    assert level(telephone(tone(1000), rng)) == pytest.approx(level(tone(1000)), abs=0.2)
+    for outside in (120, 3900, 6000):
+        assert level(telephone(tone(outside), rng)) < level(tone(outside)) - 50
+
+
+def test_speed_changes_length_and_pitch():
+    faster = speed(1.1)(tone(1000), np.random.default_rng(0))
+    assert len(faster) == pytest.approx(2 * SAMPLE_RATE / 1.1, abs=2)
+    assert np.abs(np.fft.rfft(faster)).argmax() * SAMPLE_RATE / len(faster) == pytest.approx(1100, abs=1)
+
+
+def test_a_room_rings_as_long_as_it_says():
+    """A click's energy after t seconds has fallen by 60 · t / T dB (Schroeder's integral of the tail)."""
+    click = np.zeros(SAMPLE_RATE, np.int16)
+    click[0] = 20000
+    heard = apply(conditions([click])["room, reverberation 0.8 s"], click, "x").astype(float)
+    left = 10 * np.log10(np.cumsum(heard[::-1] ** 2)[::-1] + 1)
+    assert left[1] - left[round(0.2 * SAMPLE_RATE)] == pytest.approx(60 * 0.2 / 0.8, abs=1)
+    assert left[0] - left[1] == pytest.approx(10 * np.log10(1 + 10**0.3), abs=0.3)  # 3 dB more comes directly
+
+
+def test_conditions_are_the_same_every_time_and_leave_16_bits():
+    loud = np.clip(20.0 * make_sound(1), -32768, 32767).astype(np.int16)
+    voices = [make_sound(0.5, seed) for seed in range(3)]
+    for name, condition in conditions(voices).items():
+        once_more = apply(condition, loud, "clip")
+        assert once_more.dtype == np.int16, name
+        np.testing.assert_array_equal(apply(condition, loud, "clip"), once_more, name)
+        assert len(once_more) >= 0.9 * len(loud)
+        assert np.abs(once_more.astype(int)).max() > 1000
+    hiss = conditions(voices)["white noise, 5 dB"]
+    assert (apply(hiss, loud, "clip") != apply(hiss, loud, "other")).any()
+
+
+def test_an_engine_that_remembers_runs_once_and_never_lies():
+    engine = FakeEngine()
+    run, lengths = once(engine), np.array([4], np.int32)
+    first, other = np.ones((1, 4, 193), np.float32), np.full((1, 4, 193), 2, np.float32)
+    for frames in (first, first.copy(), other, first):
+        np.testing.assert_array_equal(run(frames, lengths), FakeEngine()(frames, lengths))
+    assert len(engine.batches) == 3
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The untrained model with a language model of three sentences and a log."""
+    folder = tmp_path_factory.mktemp("evaluated") / "tiny"
+    shutil.copytree(tiny_model, folder)
+    write(
+        train(["what was said", "the cat sat on the mat", "what the cat said"], 2, [0, 0], 1), folder / LANGUAGE_MODEL
+    )
+    (folder / "decoder.json").write_text("{}")
+    add_files(folder, LANGUAGE_MODEL, "decoder.json")
+    (folder / "log.csv").write_text("step,epoch,elapsed_s,heard_h,name,value\n9,0,1,0.5,wer_x,99\n")
+    return folder
+
+
+def test_both_decoders_hear_what_each_hears_alone(model: Path):
+    clips = [
+        Clip(Utterance(str(i), Path(), "What was said.", "x", "", ""), make_sound(1 + i / 9, i), "what was said")
+        for i in range(3)
+    ]
+    found = transcribe_clips(load_decoders(model), clips)
+    assert list(found) == ["greedy", "beam"]
+    for decoder, heard in found.items():
+        alone = SpeechPredictor.load(model, decoder=decoder)
+        assert [r.hypothesis for r in heard] == [alone.transcribe(from_pcm16(c.samples)).text for c in clips]
+    assert list(load_decoders(model, decoder="beam")) == ["beam"]
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    """A manifest of two clips of split dev and one of train, stereo at 44.1 kHz."""
     rows = ["path,text,split"]
     for i, split in enumerate(("dev", "dev", "train")):
         soundfile.write(tmp_path / f"{i}.wav", np.repeat(make_sound(0.5, i), 2), 44100)
-        rows.append(f"{i}.wav,what was said,{split}")
+        rows.append(f"{i}.wav,What was said!,{split}")
     (tmp_path / "manifest.csv").write_text("\n".join(rows))
-    main([str(tiny_model), str(tmp_path), "--cache", str(tmp_path / "cache"), "--json", str(tmp_path / "out.json")])
+    return tmp_path
+
+
+def test_the_command_line_scores_a_folder(tiny_model: Path, recordings: Path, tmp_path: Path, capsys):
+    main([str(tiny_model), str(recordings), "--cache", str(tmp_path / "cache"), "--json", str(tmp_path / "out.json")])
     written = json.loads((tmp_path / "out.json").read_text())
-    assert [u["reference"] for u in written["utterances"]] == ["what was said"] * 2
-    assert written["rates"][tmp_path.name]["clips"] == 2
-    assert "said:  what was said" in capsys.readouterr().out
+    assert [u["reference"] for u in written["utterances"]] == ["What was said!"] * 2
+    assert written["rates"]["greedy"]["corpus"][tmp_path.name]["clips"] == 2
+    assert "said:  What was said!" in capsys.readouterr().out
+
+
+def test_the_report_has_every_table_and_no_text(model: Path, recordings: Path, tmp_path: Path, capsys):
+    main([str(model), str(recordings), "--cache", str(tmp_path / "cache"), "--conditions", "--report"])
+    report = (model / "evaluation.md").read_text(encoding="utf-8")
+    titles = re.findall("^## (.*)$", report, re.MULTILINE)
+    assert titles == [
+        "By corpus", "Kinds of errors", "By speaker", "By length", "By signal-to-noise ratio", "Robustness",
+        "Worst utterances", "Learning curve",
+    ]  # fmt: skip
+    assert all(f"\n| {name} | 2 |" in report for name in ("as recorded", *conditions([])))
+    assert "what was said" not in report.lower()
+    assert (model / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    assert "\n| white noise, 5 dB | 2 |" in capsys.readouterr().out
 
 
 def test_no_utterances_and_no_model_are_one_line(tiny_model: Path, tmp_path: Path, capsys):

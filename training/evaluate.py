@@ -1,139 +1,137 @@
-"""Word and character error rates of a model: ``python -m training.evaluate MODEL DATA``.
+"""How well a model hears: ``python -m training.evaluate MODEL DATA``.
 
-Every recording goes through the service's own `SpeechPredictor`, decoded and resampled to what a client would upload.
+Every recording goes through the service's own `SpeechPredictor`, decoded and resampled to what a client would upload:
+through the network once, and from there through each decoder.
 """
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import jiwer
 import numpy as np
 from tqdm import tqdm
 
 from predictor import SpeechPredictor
-from speech.alphabet import normalise_text
 from speech.audio import from_pcm16
+from speech.engine import Engine, Frames, Lengths
 from speech.errors import SpeechError
+from training.conditions import Condition, apply, conditions, signal_to_noise
 from training.dataset import Clip, load_clips, read_utterances
+from training.report import Evaluation, plot, worst, write_report
+from training.scores import Result
 
-RESAMPLES = 1000  # of the bootstrap
 BATCH = 8  # clips
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One utterance, what was said and what was heard, both normalised."""
+def load_decoders(folder: Path, engine: str = "auto", decoder: str = "both") -> dict[str, SpeechPredictor]:
+    """The service's predictor by the name of its decoder; ``both``: if it is beam search, after a greedy one that
+    shares its network.
 
-    id: str
-    corpus: str
-    speaker: str
-    seconds: float
-    reference: str
-    hypothesis: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Error rates of a group of utterances in percent; intervals hold 95 % of the bootstrap's resamples."""
-
-    clips: int
-    seconds: float
-    wer: float
-    wer_interval: tuple[float, float]
-    cer: float
-    cer_interval: tuple[float, float]
-
-
-def transcribe_clips(predictor: SpeechPredictor, clips: Sequence[Clip]) -> Iterator[Result]:
-    """What the predictor hears in each clip, shortest first."""
-    ordered = sorted(clips, key=lambda clip: clip.seconds)
-    for start in tqdm(range(0, len(ordered), BATCH), desc="transcribing", unit="batch"):
-        group = ordered[start : start + BATCH]
-        transcripts = predictor.transcribe_batch([from_pcm16(np.asarray(clip.samples)) for clip in group])
-        for clip, transcript in zip(group, transcripts, strict=True):
-            u = clip.utterance
-            yield Result(u.id, u.corpus, u.speaker, clip.seconds, clip.text, normalise_text(transcript.text))
-
-
-def rates(results: Sequence[Result]) -> Rates:
-    """Error rates over all words and characters of the results.
-
-    Intervals: bootstrap over utterances (Bisani and Ney, Bootstrap estimates for confidence intervals in ASR
-    performance evaluation, ICASSP 2004), seeded.
+    Raises:
+        SpeechError: the model cannot be used.
     """
-    words = np.array([_errors(jiwer.process_words(r.reference, r.hypothesis)) for r in results])
-    characters = np.array([_errors(jiwer.process_characters(r.reference, r.hypothesis)) for r in results])
-    drawn = np.random.default_rng(0).integers(0, len(results), (RESAMPLES, len(results)))
-    seconds = sum(r.seconds for r in results)
-    return Rates(len(results), round(seconds, 1), *_rate(words, drawn), *_rate(characters, drawn))
+    served = SpeechPredictor.load(folder, engine, decoder="auto" if decoder == "both" else decoder)
+    if not served.takes_hot_words:
+        return {"greedy": served}
+    if decoder != "both":
+        return {decoder: served}
+    served.engine = once(served.engine)
+    return {"greedy": SpeechPredictor(served.engine, served.alphabet, served.name), "beam": served}
 
 
-def _errors(output: jiwer.WordOutput | jiwer.CharacterOutput) -> tuple[int, int]:
-    """(errors, length of the reference)."""
-    return (
-        output.substitutions + output.deletions + output.insertions,
-        output.substitutions + output.deletions + output.hits,
-    )
+def once(engine: Engine) -> Engine:
+    """An engine that, asked the same a second time in a row, gives its answer again."""
+    asked: list[np.ndarray] = []
+
+    def run(frames: Frames, n_frames: Lengths) -> Frames:
+        if not asked or not (np.array_equal(asked[0], frames) and np.array_equal(asked[1], n_frames)):
+            asked[:] = frames, n_frames, engine(frames, n_frames)
+        return asked[2]
+
+    return run
 
 
-def _rate(counts: np.ndarray, drawn: np.ndarray) -> tuple[float, tuple[float, float]]:
-    errors, lengths = counts[:, 0], counts[:, 1]
-    resampled = 100 * errors[drawn].sum(1) / lengths[drawn].sum(1)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return round(100 * errors.sum() / lengths.sum(), 2), (round(float(low), 2), round(float(high), 2))
+def transcribe_clips(
+    decoders: Mapping[str, SpeechPredictor], clips: Sequence[Clip], condition: Condition | None = None, name: str = ""
+) -> dict[str, list[Result]]:
+    """What each decoder hears in each clip, shortest first, under a condition if one is given."""
+    ordered = sorted(clips, key=lambda clip: clip.seconds)
+    heard: dict[str, list[Result]] = {decoder: [] for decoder in decoders}
+    for start in tqdm(range(0, len(ordered), BATCH), desc=name or "transcribing", unit="batch"):
+        group = ordered[start : start + BATCH]
+        sounds = [np.asarray(clip.samples) for clip in group]
+        if condition:
+            sounds = [apply(condition, s, c.utterance.id) for s, c in zip(sounds, group, strict=True)]
+        waveforms = [from_pcm16(sound) for sound in sounds]
+        ratios = [round(signal_to_noise(waveform.samples), 1) for waveform in waveforms]
+        for decoder, predictor in decoders.items():
+            for clip, snr, transcript in zip(group, ratios, predictor.transcribe_batch(waveforms), strict=True):
+                u = clip.utterance
+                result = Result(u.id, u.corpus, u.speaker, clip.seconds, snr, u.text, transcript.text)
+                heard[decoder].append(result)
+    return heard
 
 
-def by_corpus(results: Sequence[Result]) -> dict[str, Rates]:
-    """Rates of each corpus, and of all."""
-    names = sorted({r.corpus for r in results})
-    groups = {name: rates([r for r in results if r.corpus == name]) for name in names}
-    return {**groups, "all": rates(results)} if len(names) > 1 else groups
+def load(data: Iterable[Path], split: str, cache: Path) -> list[Clip]:
+    """The clips of a split of the data, and those that name no split; '' for all.
+
+    Raises:
+        FileNotFoundError: a source is not there, or no such clip.
+    """
+    utterances = [u for source in data for u in read_utterances(source)]
+    chosen = [u for u in utterances if not split or u.split in (split, "")]
+    clips = load_clips(chosen, cache) if chosen else []
+    if not clips:
+        raise FileNotFoundError(f"expected utterances of split {split!r} that can be read, found none")
+    return clips
 
 
-def table(groups: Mapping[str, Rates]) -> str:
-    """The rates as a Markdown table."""
-    rows = [
-        f"| {name} | {r.clips} | {r.seconds:.0f} s | {r.wer:.1f} ({r.wer_interval[0]:.1f}–{r.wer_interval[1]:.1f}) "
-        f"| {r.cer:.1f} ({r.cer_interval[0]:.1f}–{r.cer_interval[1]:.1f}) |"
-        for name, r in groups.items()
-    ]
-    return "\n".join(["| corpus | clips | sound | WER % (95 %) | CER % (95 %) |", "|---|---|---|---|---|", *rows])
+def evaluate(decoders: Mapping[str, SpeechPredictor], clips: Sequence[Clip], degraded: bool) -> Evaluation:
+    """Transcribe the clips as they are, and if asked under every condition."""
+    clean = transcribe_clips(decoders, clips)
+    others = conditions([clip.samples for clip in clips]) if degraded else {}
+    return Evaluation.of(clean, {name: transcribe_clips(decoders, clips, c, name) for name, c in others.items()})
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
     parser.add_argument("model", type=Path, help="folder of the model, such as Models/NAME")
     parser.add_argument("data", type=Path, nargs="+", help="manifest CSV, LJSpeech or LibriSpeech folder")
     parser.add_argument("--split", default="dev", help="rows of a manifest to use (default: dev; '' for all)")
     parser.add_argument("--cache", type=Path, default=Path("Data/cache"), help="decoded audio is kept here")
     parser.add_argument("--engine", default="auto", help="as STT_ENGINE")
-    parser.add_argument("--decoder", default="auto", choices=["auto", "greedy", "beam"], help="as STT_DECODER")
-    parser.add_argument("--show", type=int, default=5, help="print so many utterances beside their references")
+    parser.add_argument("--decoder", default="both", choices=["both", "greedy", "beam"], help="default: what it has")
+    parser.add_argument("--conditions", action="store_true", help="again with noise, telephone, rooms, other speeds")
+    parser.add_argument("--show", type=int, default=5, help="print so many of the worst utterances")
     parser.add_argument("--json", type=Path, help="write rates and utterances to this file")
+    parser.add_argument("--plot", type=Path, help="write a picture to this PNG file")
+    parser.add_argument("--report", action="store_true", help="write evaluation.md and .png into the model's folder")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = _parser()
     given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        predictor = SpeechPredictor.load(given.model, given.engine, decoder=given.decoder)
-        utterances = [u for data in given.data for u in read_utterances(data)]
-        chosen = [u for u in utterances if not given.split or u.split in (given.split, "")]
-        if not chosen:
-            parser.exit(1, f"{parser.prog}: expected utterances of split {given.split!r}, found none\n")
-        results = list(transcribe_clips(predictor, load_clips(chosen, given.cache)))
+        clips = load(given.data, given.split, given.cache)
+        found = evaluate(load_decoders(given.model, given.engine, given.decoder), clips, given.conditions)
     except (SpeechError, FileNotFoundError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
-    groups = by_corpus(results)
-    print(table(groups))
-    for r in results[:: max(1, len(results) // max(1, given.show))][: given.show]:
+    print("\n\n".join(found.tables().values()))
+    last = [*found.clean.values()][-1]
+    for r in worst(last)[: given.show]:
         print(f"\n{r.id}\n  said:  {r.reference}\n  heard: {r.hypothesis}")
     if given.json:
-        written = {
-            "rates": {name: asdict(group) for name, group in groups.items()},
-            "utterances": [asdict(r) for r in results],
-        }
-        given.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+        given.json.write_text(json.dumps(found.as_dict(), indent=2) + "\n", encoding="utf-8")
+    if given.plot:
+        plot(found, given.plot)
+    if given.report:
+        flags = " --conditions" * given.conditions
+        write_report(found, given.model, f"python -m training.evaluate Models/{given.model.name} DATA{flags} --report")
 
 
 if __name__ == "__main__":

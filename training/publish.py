@@ -19,8 +19,10 @@ from speech.alphabet import Alphabet
 from speech.beam import OPTIONS
 from speech.model_card import LANGUAGE_MODEL, WEIGHTS, ModelCard, sha256, write_card
 from training.dataset import Clip
-from training.evaluate import Rates, by_corpus, table, transcribe_clips
+from training.evaluate import transcribe_clips
 from training.export import export
+from training.report import Groups, table
+from training.scores import by_corpus
 
 log = logging.getLogger("training.publish")
 
@@ -39,6 +41,8 @@ Greedy decoding through the service's own predictor, `python -m training.evaluat
 on clips that it was not trained on:
 
 {table}
+
+What they mean, and what else is measured: [docs/model.md](../../docs/model.md).
 
 ## How it was trained
 
@@ -123,7 +127,7 @@ def _data_lines(train: Sequence[Clip]) -> tuple[dict[str, Any], str]:
     return facts, "\n".join(lines)
 
 
-def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: str) -> dict[str, Rates]:
+def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: str) -> Groups:
     """Write weights, export, card, picture and README of the run in ``folder``, and score it on ``dev``."""
     import torch
 
@@ -153,8 +157,12 @@ def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: s
                      training=training)  # fmt: skip
     write_card(card, folder)
     card = export(folder)
-    groups = by_corpus(list(transcribe_clips(SpeechPredictor.load(folder, decoder="greedy"), dev))) if dev else {}
-    write_card(replace(card, error_rates={"dev": {name: asdict(group) for name, group in groups.items()}}), folder)
+    greedy = {"greedy": SpeechPredictor.load(folder, decoder="greedy")}
+    groups = (
+        {name: by_corpus(heard) for name, heard in transcribe_clips(greedy, dev).items()} if dev else {"greedy": {}}
+    )
+    error_rates = {"dev": {name: asdict(group) for name, group in groups["greedy"].items()}}
+    write_card(replace(card, error_rates=error_rates), folder)
     plot(folder / "log.csv", folder / "curves.png")
     text = CARD_TEXT.format(
         name=folder.name, rnn_layers=card.rnn_layers, rnn_units=card.rnn_units, millions=count / 1e6, data=data_text,
