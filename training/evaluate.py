@@ -130,8 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.plot:
         plot(found, given.plot)
     if given.report:
-        flags = " --conditions" * given.conditions
-        write_report(found, given.model, f"python -m training.evaluate Models/{given.model.name} DATA{flags} --report")
+        chosen = [f"--{name} {vars(given)[name]!r}" for name in ("split", "decoder", "engine")
+                  if vars(given)[name] != parser.get_default(name)]  # fmt: skip
+        flags = [*chosen, *["--conditions"] * given.conditions, "--report"]
+        write_report(found, given.model, f"{parser.prog} Models/{given.model.name} DATA {' '.join(flags)}")
 
 
 if __name__ == "__main__":

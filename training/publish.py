@@ -42,7 +42,8 @@ on clips that it was not trained on:
 
 {table}
 
-What they mean, and what else is measured: [docs/model.md](../../docs/model.md).
+[docs/model.md](../../docs/model.md) says what they mean, what else is measured, and whom to credit for the texts of a
+language model that came with the shipped one.
 
 ## How it was trained
 
@@ -60,7 +61,7 @@ ATTRIBUTION = {
     "librispeech": "LibriSpeech, Panayotov et al., ICASSP 2015; CC BY 4.0",
     "kathleen": "rhasspy/dataset-voice-kathleen; CC0",
     "vctk": "VCTK, Yamagishi, Veaux and MacDonald; CC BY 4.0 / ODC-By",
-    "speechocean762": "speechocean762, Zhang et al., Interspeech 2021; free for any use",
+    "speechocean762": "speechocean762, Zhang et al., Interspeech 2021; free for commercial and non-commercial use",
 }
 
 
