@@ -194,6 +194,7 @@ async function stop() {
     finished((sound.size - 44) / 2 / rate);
   } catch (error) { // the sound is kept: it can be sent as a file
     $("partial").textContent = "";
+    $("result").hidden = !words.length;
     fail(error, () => { $("words").replaceChildren(); words = []; return write(); });
   }
 }
