@@ -95,6 +95,20 @@ def test_clips_are_counted_and_texts_said_again_in_other_voices(text: Path, tmp_
     assert sum(seconds[:-1]) < 3.6 <= sum(seconds)
 
 
+def test_few_clips_of_many_texts_have_the_share_for_scoring(tmp_path: Path, text: Path):
+    many = tmp_path / "many.txt"
+    many.write_text("\n".join(f"number {i} of them" for i in range(300)), encoding="utf-8")
+    main([str(many), "--out", str(tmp_path), "--clips", "24", "--dev", "0.5", "--engines", "espeak-ng"])
+    assert 4 <= [u.split for u in read_utterances(tmp_path)].count("dev") <= 20
+
+
+@pytest.mark.parametrize("amount", [("--clips", "0"), ("--hours", "-1"), ("--hours", "nan")])
+def test_an_amount_is_more_than_nothing(amount: tuple[str, str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["lines.txt", "--out", "nowhere", *amount])
+    assert "expected more than 0" in capsys.readouterr().err
+
+
 def test_espeaks_variants_are_voices_of_their_own(text: Path):
     """An unknown variant is spoken with the default voice: these are known, and differ."""
     voices = [voice for voice in find_voices(["espeak-ng"]) if voice.name.startswith("gmw/en-US+")]

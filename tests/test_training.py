@@ -280,6 +280,14 @@ def test_a_broken_recording_is_named_counted_and_skipped(corpus: Path, tmp_path:
     assert "3 of 4 recordings skipped" in caplog.text
 
 
+def test_recordings_without_a_split_for_scoring_are_trained_on(tmp_path: Path):
+    soundfile.write(tmp_path / "good.wav", np.zeros(5000), RATE)
+    (tmp_path / "manifest.csv").write_text("path,text\ngood.wav,three\n")
+    train, dev = load_splits([tmp_path], tmp_path / "cache")
+    assert [clip.text for clip in train] == ["three"]
+    assert dev == []
+
+
 def test_the_layouts_of_ljspeech_and_librispeech_are_read(tmp_path: Path):
     lj = tmp_path / "LJSpeech-1.1"
     lj.mkdir()

@@ -141,7 +141,7 @@ def load_clips(utterances: Sequence[Utterance], cache: Path) -> list[Clip]:
         np.save(index, np.asarray(lengths))
     lengths = np.load(index)
     ends = np.cumsum(lengths)
-    audio = np.memmap(data, np.int16, "r") if ends[-1] else np.empty(0, np.int16)
+    audio = np.memmap(data, np.int16, "r") if lengths.sum() else np.empty(0, np.int16)
     clips = [
         Clip(utterance, audio[end - length : end], normalise_text(utterance.text))
         for utterance, length, end in zip(utterances, lengths, ends, strict=True)

@@ -238,7 +238,7 @@ def synthesize(
     Raises:
         RuntimeError: 64 failures in a row.
     """
-    shuffled = np.random.default_rng(studio.seed).permutation(len(texts))
+    shuffled = np.random.default_rng((studio.seed, 0, 1)).permutation(len(texts))  # not the order they are spoken in
     held_out = {texts[i] for i in shuffled[: int(np.ceil(dev * len(texts)))]}
     (out / "wavs").mkdir(parents=True, exist_ok=True)
     made, seconds, failed, in_a_row = 0, 0.0, Counter[str](), 0
@@ -282,6 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-seconds", type=float, default=15.0, help="of a clip; longer texts are cut")
     parser.add_argument("--dev", type=float, default=0.0, metavar="SHARE", help="share of the texts in the split dev")
     given = parser.parse_args(arguments)
+    for name in ("clips", "hours"):
+        if (value := getattr(given, name)) is not None and not value > 0:
+            parser.error(f"--{name}: expected more than 0, found {value}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     voices = find_voices(given.engines)
     if not voices:
