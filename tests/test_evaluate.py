@@ -19,7 +19,7 @@ from training.conditions import apply, conditions, mix, signal_to_noise, speed, 
 from training.dataset import Clip, Utterance
 from training.evaluate import load_decoders, main, once, transcribe_clips
 from training.language_model import train, write
-from training.report import learning_curve, table, worst
+from training.report import Evaluation, in_short, learning_curve, table, worst
 from training.scores import Result, by_corpus, by_everything, rates
 
 SAID = ["the cat sat", "on the mat", "and slept", "a b c d e f"]
@@ -98,6 +98,17 @@ def test_decoders_stand_side_by_side():
 
 def test_the_worst_come_first():
     assert [r.id for r in worst(results())] == ["2", "3", "1", "0"]  # 2 of 2, 6 of 6, 1 of 3, none
+
+
+def test_in_short_names_the_extremes():
+    """Of the second decoder: 2 of 4 words are wrong, one each way; speakers x and y with 0 and 100 %."""
+    greedy = [result(0, "a b", "c d", speaker="x"), result(1, "a b", "c d", speaker="y")]
+    beam = [result(0, "a b", "a b", speaker="x"), result(1, "a b", "c", speaker="y")]
+    text = in_short(Evaluation.of({"greedy": greedy, "beam": beam}, {}))
+    assert text.splitlines() == [
+        "- Of 100 words said, beam writes 25 as others and leaves 25 out; it adds 0 that nobody said.",
+        "- By speaker: from 0.0 % WER (one x) to 100.0 % (one y).",
+    ]
 
 
 def test_the_learning_curve_ends_where_the_log_does(tmp_path: Path):
@@ -232,7 +243,7 @@ def test_the_report_has_every_table_and_no_text(model: Path, recordings: Path, t
     report = (model / "evaluation.md").read_text(encoding="utf-8")
     titles = re.findall("^## (.*)$", report, re.MULTILINE)
     assert titles == [
-        "By corpus", "Kinds of errors", "By speaker", "By length", "By signal-to-noise ratio", "Robustness",
+        "In short", "By corpus", "Kinds of errors", "By speaker", "By length", "By signal-to-noise ratio", "Robustness",
         "Worst utterances", "Learning curve",
     ]  # fmt: skip
     assert all(f"\n| {name} | 2 |" in report for name in ("as recorded", *conditions([])))

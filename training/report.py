@@ -13,6 +13,7 @@ from training.scores import Rates, Result, by_everything, count_words, rates
 
 WORST = 10  # utterances of the report
 POINTS = 12  # of the learning curve, about
+AS_RECORDED = "as recorded"  # the condition
 REPORT, PICTURE = "evaluation.md", "evaluation.png"
 
 Groups = Mapping[str, Mapping[str, Rates]]  # decoder → name of the group → its rates
@@ -33,7 +34,7 @@ class Evaluation:
         """Score what was heard in the clips as they are, and under conditions: condition → decoder → results."""
         scored = {decoder: by_everything(results) for decoder, results in clean.items()}
         groups = {by: {d: of[by] for d, of in scored.items()} for by in next(iter(scored.values()))}
-        under = {"as recorded": clean, **degraded} if degraded else {}
+        under = {AS_RECORDED: clean, **degraded} if degraded else {}
         conditions = {d: {name: rates(heard[d]) for name, heard in under.items()} for d in clean} if under else {}
         return cls(clean, groups, conditions)
 
@@ -41,7 +42,10 @@ class Evaluation:
         """Every table by its subject."""
         found = {by: table(groups, by) for by, groups in self.groups.items()}
         found["errors"] = kinds(self.groups["corpus"])
-        return {**found, "condition": table(self.conditions, "condition")} if self.conditions else found
+        if self.conditions:
+            found["condition"] = table(self.conditions, "condition")
+            found["errors under conditions"] = kinds(self.conditions, "condition")
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """All of it for JSON."""
@@ -82,9 +86,9 @@ def table(groups: Groups, by: str = "corpus") -> str:
     return _markdown(head, rows)
 
 
-def kinds(groups: Groups) -> str:
+def kinds(groups: Groups, by: str = "corpus") -> str:
     """Substitutions, deletions and insertions, and the raw rates, as a Markdown table."""
-    head = ["corpus", "decoder", "substituted %", "deleted %", "inserted %", "WER %", "raw WER %", "CER %", "raw CER %"]
+    head = [by, "decoder", "substituted %", "deleted %", "inserted %", "WER %", "raw WER %", "CER %", "raw CER %"]
     rows = []
     for name in next(iter(groups.values())):
         for decoder, found in groups.items():
@@ -117,6 +121,23 @@ def worst_table(results: Sequence[Result]) -> str:
         wer = f"{100 * errors / length:.0f}"
         rows.append([r.id, r.corpus, r.speaker or "–", f"{r.seconds:.1f} s", f"{r.snr:.0f} dB", str(length), wer])
     return _markdown(["utterance", "corpus", "speaker", "sound", "SNR", "words", "WER %"], rows)
+
+
+def in_short(found: Evaluation) -> str:
+    """The extremes in sentences, of the last decoder: the one that serves."""
+    decoder, last = [*found.clean.items()][-1]
+    whole = rates(last)
+    lines = [
+        f"- Of 100 words said, {decoder} writes {whole.substitutions:.0f} as others and leaves {whole.deletions:.0f} "
+        f"out; it adds {whole.insertions:.0f} that nobody said."
+    ]
+    for by, groups in {**found.groups, "condition": found.conditions}.items():
+        ranked = sorted(groups.get(decoder, {}).items(), key=lambda group: group[1].wer)
+        ranked = [(name, of) for name, of in ranked if name not in ("all", AS_RECORDED)]
+        if len(ranked) > 1:
+            (best, least), (poorest, most) = ranked[0], ranked[-1]
+            lines.append(f"- By {by}: from {least.wer:.1f} % WER ({best}) to {most.wer:.1f} % ({poorest}).")
+    return "\n".join(lines)
 
 
 def learning_curve(log_file: Path) -> str:
@@ -172,12 +193,13 @@ def write_report(found: Evaluation, folder: Path, command: str) -> None:
     decoder, last = [*found.clean.items()][-1]
     curve = learning_curve(folder / "log.csv") if (folder / "log.csv").exists() else ""
     sections = {
+        "In short": in_short(found),
         "By corpus": tables["corpus"],
         "Kinds of errors": tables["errors"],
         "By speaker": tables["speaker"],
         "By length": tables["length"],
         "By signal-to-noise ratio": f"Estimated by `training.conditions.signal_to_noise`.\n\n{tables['SNR']}",
-        "Robustness": tables.get("condition", ""),
+        "Robustness": "\n\n".join(tables[name] for name in ("condition", "errors under conditions") if name in tables),
         "Worst utterances": f"Of {decoder}.\n\n{worst_table(last)}",
         "Learning curve": f"Greedy, during training (`log.csv`).\n\n{curve}" if curve else "",
     }
