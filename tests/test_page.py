@@ -107,9 +107,13 @@ def test_a_file_is_shown_played_and_downloaded(page: Chrome, server: Process, tm
             "return new Set(new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer)).size > 1",
             canvas))  # fmt: skip
 
+    page.execute_script(  # a word may be lit for a tenth of a second only
+        "window.lit = new Set(); new MutationObserver((all) => all.forEach(({ target }) => target.matches('.lit') && lit.add(target)))"
+        ".observe(document.getElementById('words'), { subtree: true, attributeFilter: ['class'] })"
+    )
     third = page.find_elements(By.CSS_SELECTOR, ".word")[2]
     third.click()
-    wait(page, lambda: "lit" in third.get_attribute("class"))
+    wait(page, lambda: page.execute_script("return lit.has(arguments[0])", third))
     assert page.execute_script("return audio.currentTime") >= expected["words"][2]["start"] - 0.02
     page.execute_script("audio.pause()")
     third.send_keys(Keys.HOME)
@@ -118,7 +122,7 @@ def test_a_file_is_shown_played_and_downloaded(page: Chrome, server: Process, tm
     first.send_keys(Keys.ARROW_RIGHT)
     second = page.switch_to.active_element
     second.send_keys(Keys.ENTER)
-    wait(page, lambda: "lit" in second.get_attribute("class"))
+    wait(page, lambda: page.execute_script("return lit.has(arguments[0])", second))
 
     for name, ending in (("text", "txt"), ("srt", "srt"), ("vtt", "vtt"), ("verbose_json", "json")):
         find(page, f"[data-format={name}]").click()
