@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from speech.alphabet import normalise_text
-from speech.model_card import WEIGHTS, sha256
+from speech.beam import OPTIONS
+from speech.model_card import LANGUAGE_MODEL, WEIGHTS, sha256
 from training.scores import Rates, Result, by_everything, count_words, rates
 
 WORST = 10  # utterances of the report
@@ -187,6 +188,12 @@ def plot(found: Evaluation, picture: Path) -> None:
     pyplot.close(figure)
 
 
+def sums(folder: Path) -> str:
+    """The files that decide what a model hears, each with the start of its SHA-256."""
+    there = [name for name in (WEIGHTS, LANGUAGE_MODEL, OPTIONS) if (folder / name).exists()]
+    return ", ".join(f"`{name}` {sha256(folder / name)[:12]}" for name in there)
+
+
 def write_report(found: Evaluation, folder: Path, command: str) -> None:
     """Write ``evaluation.md`` and its picture into the model's folder; it holds no text of a recording."""
     tables = found.tables()
@@ -206,8 +213,8 @@ def write_report(found: Evaluation, folder: Path, command: str) -> None:
     plot(found, folder / PICTURE)
     head = (
         f"# {folder.name}: how well it hears\n\n"
-        f"Written by `{command}` on {datetime.now(UTC).date().isoformat()}; `{WEIGHTS}` has the SHA-256 "
-        f"`{sha256(folder / WEIGHTS)[:16]}…`. What the columns mean: [docs/model.md](../../docs/model.md).\n\n"
+        f"Written by `{command}` on {datetime.now(UTC).date().isoformat()}, of {sums(folder)} (SHA-256). "
+        "What the columns mean: [docs/model.md](../../docs/model.md).\n\n"
         f"![word error rates]({PICTURE})\n"
     )
     body = "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items() if text)
