@@ -40,6 +40,7 @@ class ModelCard:
     features: dict[str, Any] = field(default_factory=lambda: dict(FEATURES))
     training: dict[str, Any] = field(default_factory=dict)
     error_rates: dict[str, Any] = field(default_factory=dict)
+    reduced_precision: dict[str, Any] = field(default_factory=dict)  # what bfloat16 does to the word error rate
 
     @property
     def alphabet(self) -> Alphabet:

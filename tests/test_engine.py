@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from speech.audio import from_pcm16
 from speech.ctc import LogProbs, decode_greedy
-from speech.engine import Engine, load_engine
+from speech.engine import Engine, bfloat16_allowed, load_engine, load_openvino
 from speech.errors import ModelMismatch, ModelNotFound
 from speech.features import spectrogram
 from speech.model import load_weights_file
@@ -20,10 +22,13 @@ from speech.model_card import ONNX, WEIGHTS, read_card
 from tests.conftest import make_sound
 
 
-@pytest.fixture(scope="session", params=["onnx", "keras"])
+@pytest.fixture(scope="session", params=["onnx", "keras", "openvino"])
 def engine(request: pytest.FixtureRequest, shipped_folder: Path) -> Engine:
-    """Each engine on the shipped weights."""
-    return load_engine(read_card(shipped_folder), shipped_folder, request.param)[1]
+    """Each engine on the shipped weights, in float32."""
+    card = read_card(shipped_folder)
+    if request.param == "openvino":
+        return load_openvino(card, shipped_folder, 1, "f32")
+    return load_engine(card, shipped_folder, request.param)[1]
 
 
 def clip(n_frames: int, seed: int = 0) -> np.ndarray:
@@ -58,6 +63,29 @@ def test_padding_changes_nothing(engine: Engine, shipped_folder: Path, lengths: 
         np.testing.assert_allclose(values[: len(single)], single, atol=1e-4)
         texts = [decode_greedy(LogProbs(v), alphabet).text for v in (values[: len(single)], single)]
         assert texts[0] == texts[1]
+
+
+def test_bfloat16_hears_nearly_the_same_and_the_same_in_any_batch(shipped_folder: Path):
+    card = read_card(shipped_folder)
+    exact, fast = (load_openvino(card, shipped_folder, 1, precision) for precision in ("f32", "bf16"))
+    clips = [clip(n, seed) for seed, n in enumerate((900, 333, 1378, 34))]
+    batch = np.zeros((4, 1400, 193), np.float32)
+    for row, frames in zip(batch, clips, strict=True):
+        row[: len(frames)] = frames
+    together = fast(batch, np.array([len(frames) for frames in clips], np.int32))
+    for values, frames in zip(together, clips, strict=True):
+        single, expected = alone(fast, frames), alone(exact, frames)
+        np.testing.assert_allclose(values[: len(single)], single, atol=1e-4)
+        assert np.abs(np.exp(single) - np.exp(expected)).mean() < 0.005
+
+
+def test_bfloat16_must_have_been_measured_on_this_very_export(shipped_folder: Path):
+    card = read_card(shipped_folder)
+    capable = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    measured = {"onnx": card.sha256[ONNX], "wer_change": -0.2}
+    assert bfloat16_allowed(replace(card, reduced_precision=measured)) == capable
+    for refused in ({}, {**measured, "wer_change": 0.21}, {**measured, "onnx": "0" * 64}):
+        assert not bfloat16_allowed(replace(card, reduced_precision=refused))
 
 
 @hypothesis_settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

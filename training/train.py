@@ -32,7 +32,7 @@ from speech.beam import OPTIONS
 from speech.ctc import LogProbs, decode_greedy
 from speech.features import Spectrogram, spectrogram
 from speech.model_card import LANGUAGE_MODEL, WEIGHTS
-from training.augment import Augmentation
+from training.augment import Augmentation, add_arguments
 from training.dataset import Clip, batches, load_clips, read_utterances, repeat
 from training.old_keras import read_layers
 from training.torch_model import Network
@@ -124,6 +124,7 @@ class Trainer:
         dev: Sequence[Clip],
         out: Path,
         workers: Workers | None = None,
+        augmentation: Augmentation | None = None,
         curves: "SummaryWriter | None" = None,
     ) -> None:
         self.recipe, self.train, self.dev, self.out = recipe, train, dev, out
@@ -144,6 +145,7 @@ class Trainer:
         self.alone = 0, 0.0  # steps and seconds of sound since the workers last met
         self.stale, self.best = 0, (math.inf, self.averaged.state_dict())  # checkpoints since the best; WER, weights
         self.workers, self.curves = workers or Workers(), curves
+        self.augmentation = augmentation or Augmentation()
         self.checkpoint = out / "checkpoint.pt"
         if self.checkpoint.exists():
             state = torch.load(self.checkpoint, weights_only=True)
@@ -179,7 +181,7 @@ class Trainer:
         done = self.progress() >= 1
         while not done:
             rng = np.random.default_rng((recipe.seed, self.epoch))
-            chosen = repeat(self.train, recipe.repeat, rng)
+            chosen = self.augmentation.join(repeat(self.train, recipe.repeat, rng), recipe.max_seconds, rng)
             plan = list(batches(chosen, recipe.batch_seconds, rng, by_length=self.epoch == 0))
             if len(plan) < workers.size:
                 raise ValueError(f"expected a batch for each of {workers.size} workers, found {len(plan)}")
@@ -226,7 +228,7 @@ class Trainer:
 
     def learn(self, group: Sequence[Clip], rng: np.random.Generator) -> float:
         """One step of AdamW on one batch; gives the loss."""
-        recipe, augmentation = self.recipe, Augmentation()
+        recipe, augmentation = self.recipe, self.augmentation
         spectrograms = []
         for clip in group:
             sound = augmentation.sound(from_pcm16(np.asarray(clip.samples)).samples, rng)
@@ -266,8 +268,8 @@ class Trainer:
     def save(self) -> None:
         """Score on dev, then write the checkpoint in one move."""
         rates = error_rates(self.averaged, self.dev, self.alphabet)
-        mean = sum(wer for wer, _ in rates.values()) / max(1, len(rates))
-        self.stale += 1
+        mean = sum(wer for wer, _ in rates.values()) / len(rates) if rates else math.inf
+        self.stale += bool(rates)
         if self.recipe.patience and mean < self.best[0]:
             self.stale, self.best = 0, (mean, {k: v.clone() for k, v in self.averaged.state_dict().items()})
         for name, (wer, cer) in rates.items():
@@ -317,11 +319,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name != "repeat":
             flag = "--" + name.replace("_", "-")
             parser.add_argument(flag, type=kind, default=Recipe.__dataclass_fields__[name].default)
+    add_arguments(parser)
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     values = {name: getattr(given, name) for name in Recipe.__annotations__ if name != "repeat"}
     recipe = Recipe(**values, repeat=_repeats(given.repeat))
-    workers = Workers()
+    workers, augmentation = Workers(), Augmentation.of(given)
     for turn in (True, False):  # the first fills the cache, the others read it
         if turn == (workers.rank == 0):
             train, dev = load_splits(given.data, given.cache)
@@ -329,10 +332,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     curves = None
     if workers.rank == 0:
-        (given.out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+        written = {**asdict(recipe), "augmentation": asdict(augmentation)}
+        (given.out / "recipe.json").write_text(json.dumps(written, indent=2) + "\n")
         curves = _tensorboard(given.out) if given.tensorboard else None
     short = [c for c in train if c.seconds <= recipe.max_seconds]
-    trainer = Trainer(recipe, short, dev, given.out, workers, curves)
+    trainer = Trainer(recipe, short, dev, given.out, workers, augmentation, curves)
     if given.init and trainer.step == 0:
         trainer.start_from(given.init)
     trainer.run()
