@@ -20,6 +20,7 @@ KINDS = {
     "pitch": replace(OFF, pitch_probability=1),
     "reverb": replace(OFF, reverb_probability=1),
     **{kind: replace(OFF, background_probability=1, background_kinds=(kind,)) for kind in BACKGROUNDS},
+    "tilt": replace(OFF, tilt_probability=1),
     "noise": replace(OFF, noise_probability=1),
     "gain": replace(OFF, gain_probability=1),
     "telephone": replace(OFF, telephone_probability=1),

@@ -18,6 +18,7 @@ from training.augment import (
     add_arguments,
     background,
     code,
+    emphasise,
     reverberate,
     shift_pitch,
     stretch,
@@ -33,11 +34,24 @@ ON = [
     replace(OFF, pitch_probability=1),
     replace(OFF, reverb_probability=1),
     *(replace(OFF, background_probability=1, background_kinds=(kind,)) for kind in BACKGROUNDS),
+    replace(OFF, tilt_probability=1),
     replace(OFF, noise_probability=1),
     replace(OFF, gain_probability=1),
     replace(OFF, telephone_probability=1),
     *(replace(OFF, codec_probability=1, codec_kinds=(kind,)) for kind in CODECS),
 ]
+
+
+def test_a_tilt_raises_or_lowers_treble_and_keeps_the_rest():
+    low, high = tone(100), tone(8000)
+    for amount, bass, treble in ((0.9, 0.1, 1.8), (-0.4, 1.4, 0.75)):
+        assert (
+            rms(emphasise(low, amount)) / rms(low)
+            == pytest.approx(abs(1 - amount), rel=0.1)
+            == pytest.approx(bass, rel=0.1)
+        )
+        assert rms(emphasise(high, amount)) / rms(high) == pytest.approx(treble, rel=0.1)
+    assert np.array_equal(emphasise(high, 0), high)
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,10 @@ class Augmentation:
     background_probability: float = _switch(0.0, "something else is heard")
     background_kinds: tuple[str, ...] = _switch(BACKGROUNDS, "one of these", BACKGROUNDS)
     background_db: tuple[float, float] = _switch((5.0, 30.0), "the speech over the background")
+    tilt_probability: float = _switch(0.0, "another microphone: treble raised or lowered")
+    tilt: tuple[float, float] = _switch(
+        (-0.4, 0.9), "so much of the sample before is taken away; 0.9: +20 dB at 11 kHz"
+    )
     noise_probability: float = _switch(0.3, "a floor of white noise")
     noise_db: tuple[float, float] = _switch((-85.0, -45.0), "of the floor, relative to full scale")
     gain_probability: float = _switch(0.0, "louder or quieter; what passes full scale is clipped")
@@ -112,6 +116,8 @@ class Augmentation:
         if _lot(self.background_probability, rng):
             noise = background(self.background_kinds[rng.integers(len(self.background_kinds))], samples, rng)
             samples = samples + noise * np.float32(_rms(samples) * 10 ** (-rng.uniform(*self.background_db) / 20))
+        if _lot(self.tilt_probability, rng):
+            samples = emphasise(samples, rng.uniform(*self.tilt))
         if _lot(self.noise_probability, rng):
             level = 10 ** (rng.uniform(*self.noise_db) / 20)
             samples = samples + level * rng.standard_normal(len(samples), dtype=np.float32)
@@ -244,6 +250,13 @@ def background(kind: str, samples: Sound, rng: np.random.Generator) -> Sound:
         spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum), dtype=np.float32), 20 * size / SAMPLE_RATE))
         noise = fft.irfft(spectrum, size)[:n]
     return noise / np.float32(max(_rms(noise), 1e-9))
+
+
+def emphasise(samples: Sound, amount: float) -> Sound:
+    """First-order pre-emphasis (below 0: de-emphasis): y[n] = x[n] - amount · x[n - 1]."""
+    changed = samples.astype(np.float32)
+    changed[1:] -= np.float32(amount) * samples[:-1]
+    return changed
 
 
 def telephone(samples: Sound) -> Sound:
