@@ -1,7 +1,9 @@
 """Live sound, spoken to the real process over real WebSockets."""
 
+import asyncio
 import json
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
@@ -13,9 +15,11 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from websockets.asyncio.client import connect as async_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from live_api import STREAM, VOSK
 from speech.audio import decode_wav
 from speech.formats import resample
 from tests.test_server import ROOT, Process
@@ -304,3 +308,43 @@ def test_connections_leave_nothing_behind(server: Process):
     assert process.num_fds() <= files + 2  # that of the last request may still be closing
     assert process.num_threads() <= threads
     assert not any("Traceback" in line for line in server.lines)
+
+
+def test_a_thousand_connections_cost_no_memory(server: Process):
+    """Eight at a time: ended, refused, broken off, and Vosk's."""
+    url = server.url.replace("http", "ws")
+    messages = [
+        (STREAM, ['{"sample_rate": 22050}', bytes(2000), '{"eof": true}']),
+        (STREAM, ["{}"]),
+        (STREAM, ['{"sample_rate": 22050}', bytes(2000)]),
+        (VOSK, ['{"config": {"sample_rate": 22050}}', bytes(2000), '{"eof": 1}']),
+    ]
+    codes: Counter[int] = Counter()
+
+    async def connection(number: int, turn: asyncio.Semaphore) -> None:
+        path, sent = messages[number % 4]
+        async with turn, async_connect(url + path, open_timeout=60, close_timeout=60) as socket:
+            for message in sent:
+                await socket.send(message)
+            if number % 4 == 2:
+                socket.transport.abort()
+            with suppress(ConnectionClosed):
+                while True:
+                    await socket.recv()
+            codes[socket.close_code] += 1
+
+    async def connections(count: int) -> None:
+        turn = asyncio.Semaphore(8)
+        async with asyncio.timeout(300):
+            await asyncio.gather(*(connection(number, turn) for number in range(count)))
+
+    process = psutil.Process(server.process.pid)
+    asyncio.run(connections(200))
+    before = process.memory_info().rss
+    asyncio.run(connections(1000))
+    assert codes == {1000: 600, 1007: 300, 1006: 300}
+    assert process.memory_info().rss < before + 2**24
+    for _ in range(100):
+        if not in_flight(server):
+            break
+    assert in_flight(server) == 0
