@@ -3,8 +3,9 @@
 import asyncio
 import json
 import signal
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -15,13 +16,19 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 from websockets.asyncio.client import connect as async_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from api import create_app
+from config import Settings
 from live_api import STREAM, VOSK
+from predictor import SpeechPredictor
 from speech.audio import decode_wav
 from speech.formats import resample
+from tests.conftest import FakeEngine, upload
 from tests.test_server import ROOT, Process
 
 HELLO = decode_wav((ROOT / "samples" / "hello.wav").read_bytes()).samples
@@ -260,6 +267,36 @@ def test_without_a_model_a_stream_is_refused(tmp_path: Path):
         assert json.loads(caught.value.response.body)["code"] == "ModelNotFound"
     finally:
         process.stop()
+
+
+def broken(frames: np.ndarray) -> bool:
+    """Fails on all but the warm-up's silence."""
+    return bool(frames.any())
+
+
+def slow(frames: np.ndarray) -> bool:
+    """Takes longer than it may."""
+    time.sleep(1.0 if frames.any() else 0.0)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("fail", "close", "error"), [(broken, 1011, "inference_failed"), (slow, 1013, "deadline_exceeded")]
+)
+def test_a_network_that_fails_or_is_late(
+    settings: Settings, fail: Callable[[np.ndarray], bool], close: int, error: str
+):
+    settings = settings.model_copy(update={"timeout": 0.3})
+    with TestClient(create_app(settings, SpeechPredictor(FakeEngine(fail)))) as client:
+        upload(client, b"")  # waits for the model; live sound does not
+        with client.websocket_connect(STREAM) as socket:
+            socket.send_text('{"sample_rate": 22050}')
+            socket.send_bytes(pcm(HELLO[:22050]))
+            socket.send_text('{"eof": true}')
+            assert socket.receive_json()["error"]["code"] == error
+            with pytest.raises(WebSocketDisconnect) as caught:
+                socket.receive_text()
+    assert caught.value.code == close
 
 
 def test_sigterm_sends_the_last_final_and_closes_with_1012(tmp_path: Path):

@@ -194,7 +194,7 @@ def test_models(strict: openai.OpenAI):
         ({"chunking_strategy": "auto"}, "chunking_strategy", ["not supported"]),
         ({"chunking_strategy": {"type": "server_vad"}}, "chunking_strategy[type]", ["not supported"]),
         ({"keywords": ["Jürgen", "a:b"]}, "keywords[]", ["keywords[]: ", "WORD:NUMBER", "a:b"]),
-        ({"extra_body": {"hotwords": "eins, 2"}}, "hotwords", ["hotwords: ", "numbers too", "'2'"]),
+        ({"extra_body": {"hotwords": "eins, 2"}}, "hotwords", ["hotwords: ", "numbers written out", "'2'"]),
         ({"languages": ["en"]}, "languages[]", ["not supported"]),
         ({"known_speaker_names": ["a"]}, "known_speaker_names[]", ["not supported"]),
         ({"extra_body": {"best_of": 5}}, "best_of", ["response_format", "best_of"]),
