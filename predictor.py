@@ -16,7 +16,7 @@ from speech.alphabet import Alphabet
 from speech.audio import Waveform, decode_wav
 from speech.beam import NONE_HOT, OPTIONS, BeamDecoder, Weights, read_options
 from speech.ctc import LogProbs, Transcript, decode_greedy
-from speech.engine import Engine, load_engine
+from speech.engine import Engine, give_back_memory, load_engine
 from speech.errors import InferenceFailed, SpeechError
 from speech.features import SECONDS_PER_FRAME, covered_seconds, spectrogram
 from speech.hot_words import read_hot_words
@@ -76,6 +76,7 @@ class SpeechPredictor:
         if decoder == "auto":
             decoder = "beam" if {LANGUAGE_MODEL, OPTIONS} <= card.sha256.keys() else "greedy"
         decode = load_beam(card, folder) if decoder == "beam" else None
+        give_back_memory()
         seconds = time.perf_counter() - started
         log.info("model %s loaded, engine %s, decoder %s, %.2f s", card.name, chosen, decoder, seconds)
         return cls(run, card.alphabet, card.name, decode)

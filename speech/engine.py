@@ -4,9 +4,11 @@ An engine takes padded clips and their true lengths and gives each clip's log-pr
 ``(frames float32 (batch, frames, 193), n_frames int32 (batch,)) -> float32 (batch, ⌈frames / 2⌉, n_outputs)``.
 """
 
+import ctypes
 import importlib.util
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 from itertools import pairwise
@@ -27,6 +29,14 @@ LARGE = 12_000  # frames of a batch, padding included; what a larger one needed 
 MAX_WER_CHANGE = 0.2  # points of word error rate that bfloat16 may cost
 
 log = logging.getLogger(__name__)
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the system; glibc keeps it (https://man7.org/linux/man-pages/man3/malloc_trim.3.html)."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim:
+            trim(0)
 
 
 def available_cores() -> int:

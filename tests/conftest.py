@@ -105,7 +105,7 @@ def shipped_folder() -> Path:
 @pytest.fixture(scope="session")
 def shipped(shipped_folder: Path) -> SpeechPredictor:
     """The model that the service serves by default."""
-    return SpeechPredictor.load(shipped_folder)
+    return SpeechPredictor.load(shipped_folder, "onnx")
 
 
 def upload(client: TestClient, data: bytes, **kwargs: object):
