@@ -28,7 +28,7 @@ def read_hot_words(texts: Iterable[str], characters: str = CHARACTERS) -> dict[s
         spelled = " ".join(normalise_text(phrase, characters).translate(MARKS).split())
         folded = unicodedata.normalize("NFKD", phrase.lower())
         if not spelled or any(c.isalnum() and c not in characters for c in folded):
-            raise ValueError(f"expected hot words in letters of the alphabet, numbers written out, found {written!r:.99}")
+            raise ValueError(f"expected hot words in letters, numbers written out, found {written!r:.99}")
         found[spelled] = _weight(weight, written)
         if len(found) > MAX_HOT_WORDS:
             raise ValueError(f"expected at most {MAX_HOT_WORDS} hot words, found more")
