@@ -132,6 +132,9 @@ class Service:
         self.check_ready()
         assert self._batcher is not None
         self._batcher.check_room(1.0)
+        if (uploads := self.in_flight - self.streams) >= self.settings.max_uploads:
+            wait = self._batcher.seconds_to_wait
+            raise QueueFull(f"expected at most {self.settings.max_uploads} uploads at once, found {uploads}", wait)
 
     async def transcribe(self, file: BinaryIO, request: Request) -> Answer:
         """The answer to one uploaded file, which has arrived as a whole and may lie on the disk.

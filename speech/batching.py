@@ -61,6 +61,12 @@ class Batcher(Generic[T, R]):
         with self._changed:
             return self._queued_seconds()
 
+    @property
+    def seconds_to_wait(self) -> float:
+        """Seconds until what waits now will have been run, from the measured speed; at least one."""
+        with self._changed:
+            return self._seconds_to_wait()
+
     def check_room(self, seconds: float = 0.0) -> None:
         """Raise QueueFull if so many seconds of audio find no room; an empty queue has room for any one item."""
         with self._changed:
@@ -96,12 +102,15 @@ class Batcher(Generic[T, R]):
     def _queued_seconds(self) -> float:
         return sum(w.seconds for lane in self._lanes for w in lane if not w.future.cancelled())
 
+    def _seconds_to_wait(self) -> float:
+        return max(1.0, self._queued_seconds() / self._speed)
+
     def _check_room(self, seconds: float) -> None:
         queued = self._queued_seconds()
         if queued and queued + seconds > self._max_queue_seconds:
             raise QueueFull(
                 f"expected at most {self._max_queue_seconds:g} s of audio in the queue, found {queued:.0f} s",
-                retry_after=max(1.0, queued / self._speed),
+                retry_after=self._seconds_to_wait(),
             )
 
     def _keep_working(self, lane: "deque[_Waiting[T, R]]") -> None:

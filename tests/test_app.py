@@ -183,6 +183,28 @@ def test_a_full_queue_is_503_with_a_time_to_come_back(settings: Settings):
         assert [first.result(10).status_code, waiting.result(10).status_code] == [200, 200]
 
 
+def test_too_many_uploads_are_503_before_they_are_read(settings: Settings):
+    running, go_on = threading.Event(), threading.Event()
+
+    class Stuck(FakeEngine):
+        def __call__(self, frames, n_frames):
+            if len(frames[0]) > 137 + 50:  # not the warm-up
+                running.set()
+                go_on.wait(10)
+            return super().__call__(frames, n_frames)
+
+    few = settings.model_copy(update={"max_uploads": 1})
+    with TestClient(create_app(few, SpeechPredictor(Stuck()))) as client, ThreadPoolExecutor() as pool:
+        first = pool.submit(upload, client, make_wav(make_sound(3)))
+        running.wait(10)
+        refused = upload(client, b"not even sound")
+        go_on.set()
+        assert "1 uploads" in failure(refused, 503, "QueueFull")
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert first.result(10).status_code == 200
+        assert upload(client, GOOD).status_code == 200
+
+
 def test_a_late_answer_is_504_and_not_to_be_retried(settings: Settings):
     class Sleepy(FakeEngine):
         def __call__(self, frames, n_frames):
