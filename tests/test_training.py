@@ -251,7 +251,6 @@ def test_two_workers_share_an_epoch_and_agree_on_the_weights(corpus: Path, tmp_p
         "assert torch.equal(state['a'], torch.full((2, 3), (1 * 1.0 + 3 * 2.0) / 4)), state\n"
         "assert (state['b'].item(), state['n'].item()) == (10.0, 0), state\n"
         "assert workers.sum(1, workers.rank) == [2, 1]\n"
-        "torch.distributed.destroy_process_group()\n"
         "main()\n"
     )  # fmt: skip
     arguments = ["--data", str(corpus), "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache"), "--epochs", "1",

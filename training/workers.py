@@ -18,7 +18,7 @@ class Workers:
 
     def __init__(self) -> None:
         self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        if self.size > 1:
+        if self.size > 1 and not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
 
     def sum(self, *values: float) -> list[float]:
