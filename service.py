@@ -20,6 +20,7 @@ from speech.audio import Waveform, decode_wav
 from speech.batching import Batcher
 from speech.beam import NONE_HOT, Weights
 from speech.ctc import Transcript
+from speech.engine import give_back_memory
 from speech.errors import DeadlineExceeded, InferenceFailed, ModelError, NotReady, QueueFull, SpeechError
 from speech.features import check_length
 from speech.formats import decode_blocks
@@ -104,6 +105,8 @@ class Service:
         waveforms, hot_words = zip(*clips, strict=True)
         transcripts, stages = self._predictor.transcribe_timed(waveforms, hot_words)
         self.metrics.batch(len(clips), **asdict(stages))
+        if len(clips) > 1 and self._batcher and not self._batcher.queued_seconds:
+            give_back_memory()  # a burst is over
         return [(transcript, stages, len(clips)) for transcript in transcripts]
 
     @property
