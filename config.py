@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     model: str = Field("model1", min_length=1, description="folder under Models/, or a path to a model's folder")
     engine: Literal["auto", "openvino", "onnx", "keras"] = Field(
-        "auto", description="what runs the network; auto: the fastest that is installed and right on this CPU"
+        "auto", description="what runs the network; auto: ONNX Runtime, or Keras without an export"
     )
     decoder: Literal["auto", "greedy", "beam"] = Field(
         "auto", description="best path, or beam search with a language model; auto: beam if the model has one"
