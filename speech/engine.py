@@ -85,7 +85,8 @@ def load_openvino(card: ModelCard, folder: Path, threads: int, precision: str = 
     ``precision`` is "f32" or "bf16" to choose; else the card's measurement decides, see `bfloat16_allowed`.
 
     Raises:
-        ModelNotFound, ModelMismatch: the exported file is missing or is not the one the card knows.
+        ModelNotFound, ModelMismatch: the exported file is missing, is not the one the card knows, or holds layers that
+            OpenVINO computes wrongly.
         ImportError: openvino is not installed.
     """
     import openvino
@@ -94,6 +95,11 @@ def load_openvino(card: ModelCard, folder: Path, threads: int, precision: str = 
     model = core.read_model(check_file(card, folder, ONNX))
     source = model.get_rt_info(["framework", "weights_sha256"]) if model.has_rt_info("framework") else None
     _check_source(card, source and source.astype(str))
+    if any(node.get_attributes().get("direction") == "bidirectional" for node in model.get_ops()):
+        raise ModelMismatch(
+            f"OpenVINO ignores the lengths of clips in layers of two directions, as older exports had them; "
+            f"run python -m training.export {card.name}"
+        )
     if not precision:
         precision = "bf16" if bfloat16_allowed(card) else "f32"
     options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}

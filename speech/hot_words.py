@@ -1,12 +1,13 @@
-"""Hot words as people write them: ``Kubernetes, ice cream:6``."""
+"""Words that the speaker is likely to say: ``Kubernetes, ice cream:6``, and what they are worth letter by letter."""
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from speech.alphabet import CHARACTERS, normalise_text
-from speech.language_model import MARKS, MAX_HOT_WEIGHT
+from speech.language_model import MARKS
 
 HOT_WEIGHT = 4.0  # nats, where none is given: docs/decoding.md has what it does
+MAX_HOT_WEIGHT = 100.0  # nats
 MAX_HOT_WORDS = 100  # words or phrases at once
 MAX_HOT_LENGTH = 64  # characters of one
 
@@ -43,3 +44,52 @@ def _weight(weight: str, written: str) -> float:
     if not abs(value) <= MAX_HOT_WEIGHT:
         raise ValueError(f"expected WORD or WORD:NUMBER, at most {MAX_HOT_WEIGHT:g} either way, found {written!r:.99}")
     return value
+
+
+class HotWords:
+    """Words and phrases that the speaker is likely to say, each with a bonus in nats (negative: unlikely).
+
+    A bonus is earned letter by letter, so that the search does not drop the word before it ends, and given back
+    where the letters turn out to be of another word.
+
+    Raises:
+        ValueError: a weight is not a number of at most 100 nats either way.
+    """
+
+    def __init__(self, weights: Mapping[str, float], characters: str) -> None:
+        whole: dict[str, float] = {}
+        for phrase, weight in weights.items():
+            if not abs(weight) <= MAX_HOT_WEIGHT:
+                raise ValueError(f"expected a weight of at most {MAX_HOT_WEIGHT:.0f} either way, found {weight}")
+            if text := " ".join(normalise_text(phrase, characters).translate(MARKS).split()):
+                whole[text + " "] = weight
+        starts = {text[:end] for text in whole for end in range(1, len(text) + 1)}
+        # For good, by the phrases that ended before; for now, by the letters of one that has only begun.
+        self._kept = {
+            start: sum(whole.get(start[: place + 1], 0.0) for place, character in enumerate(start) if character == " ")
+            for start in {"", *starts}
+        }
+        self._earned = dict(self._kept)
+        for text, weight in whole.items():
+            for end in range(1, len(text)):
+                self._earned[text[:end]] = max(self._earned[text[:end]], weight * end / len(text))
+
+    def after(self, heard: str, character: str, begins: bool) -> tuple[str, float]:
+        """The letters of hot words heard after one more character, and the bonus in nats that it adds.
+
+        Args:
+            heard: the letters heard before it, empty if they belong to no hot word.
+            begins: the character is the first of a word.
+        """
+        if not heard and not begins:
+            return "", 0.0
+        longer = heard + character
+        if longer in self._earned:
+            return longer, self._earned[longer] - self._earned[heard]
+        while longer and longer not in self._earned:  # another phrase may have begun at one of its words
+            longer = longer.partition(" ")[2]
+        return longer, self._kept[heard] + self._earned[longer] - self._earned[heard]
+
+    def unfinished(self, heard: str) -> float:
+        """What has to be given back if nothing follows, in nats (0 or less for a bonus)."""
+        return self._kept[heard] - self._earned[heard]

@@ -1,4 +1,4 @@
-"""How likely a word is after two others, how likely a new word is to be spelt so, and which words are hot.
+"""How likely a word is after two others, and how likely a new word is to be spelt so.
 
 The file is what `training.language_model` writes: a NumPy archive of plain numbers, read without running any of it.
 """
@@ -6,7 +6,7 @@ The file is what `training.language_model` writes: a NumPy archive of plain numb
 import zipfile
 import zlib
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
@@ -16,14 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from speech.alphabet import normalise_text
 from speech.errors import ModelMismatch, ModelNotFound
 
 FORMAT = 1
 BEGIN, END, UNKNOWN, FIRST_WORD = 0, 1, 2, 3  # token numbers; words follow in alphabetical order
 RESOLUTION = 256  # steps per nat: log-probabilities are stored as uint16, rounded to 0.002 nats
 MARKS = str.maketrans("", "", "?!")  # question and exclamation marks are no part of a word
-MAX_HOT_WEIGHT = 100.0  # nats
 SPELLING_ORDER = 4  # letters: each is judged by the three before it
 
 State = tuple[int, ...]  # the last words that a probability may depend on, oldest first
@@ -157,55 +155,6 @@ class LanguageModel:
         places = accumulate(ended, lambda seen, number: seen % span * base + number, initial=0)
         next(places)
         return -sum(self.spelling[place] for place in places) / RESOLUTION
-
-
-class HotWords:
-    """Words and phrases that the speaker is likely to say, each with a bonus in nats (negative: unlikely).
-
-    A bonus is earned letter by letter, so that the search does not drop the word before it ends, and given back
-    where the letters turn out to be of another word.
-
-    Raises:
-        ValueError: a weight is not a number of at most 100 nats either way.
-    """
-
-    def __init__(self, weights: Mapping[str, float], characters: str) -> None:
-        whole: dict[str, float] = {}
-        for phrase, weight in weights.items():
-            if not abs(weight) <= MAX_HOT_WEIGHT:
-                raise ValueError(f"expected a weight of at most {MAX_HOT_WEIGHT:.0f} either way, found {weight}")
-            if text := " ".join(normalise_text(phrase, characters).translate(MARKS).split()):
-                whole[text + " "] = weight
-        starts = {text[:end] for text in whole for end in range(1, len(text) + 1)}
-        # For good, by the phrases that ended before; for now, by the letters of one that has only begun.
-        self._kept = {
-            start: sum(whole.get(start[: place + 1], 0.0) for place, character in enumerate(start) if character == " ")
-            for start in {"", *starts}
-        }
-        self._earned = dict(self._kept)
-        for text, weight in whole.items():
-            for end in range(1, len(text)):
-                self._earned[text[:end]] = max(self._earned[text[:end]], weight * end / len(text))
-
-    def after(self, heard: str, character: str, begins: bool) -> tuple[str, float]:
-        """The letters of hot words heard after one more character, and the bonus in nats that it adds.
-
-        Args:
-            heard: the letters heard before it, empty if they belong to no hot word.
-            begins: the character is the first of a word.
-        """
-        if not heard and not begins:
-            return "", 0.0
-        longer = heard + character
-        if longer in self._earned:
-            return longer, self._earned[longer] - self._earned[heard]
-        while longer and longer not in self._earned:  # another phrase may have begun at one of its words
-            longer = longer.partition(" ")[2]
-        return longer, self._kept[heard] + self._earned[longer] - self._earned[heard]
-
-    def unfinished(self, heard: str) -> float:
-        """What has to be given back if nothing follows, in nats (0 or less for a bonus)."""
-        return self._kept[heard] - self._earned[heard]
 
 
 def read_language_model(file: Path) -> LanguageModel:

@@ -7,14 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from speech.alphabet import Alphabet
-from speech.language_model import (
-    FIRST_WORD,
-    RESOLUTION,
-    SPELLING_ORDER,
-    UNKNOWN,
-    HotWords,
-    LanguageModel,
-)
+from speech.hot_words import HotWords
+from speech.language_model import FIRST_WORD, RESOLUTION, SPELLING_ORDER, UNKNOWN, LanguageModel
 
 Numbers = npt.NDArray[np.int32]
 Factors = npt.NDArray[np.float32]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch._dynamo  # noqa: F401  first: Triton, of PyTorch's CUDA build, crashes the process if TensorFlow came before
+from hypothesis import settings as hypothesis_settings
 from starlette.testclient import TestClient
 
 from api import create_app
@@ -15,6 +16,9 @@ from config import Settings
 from predictor import SpeechPredictor
 from speech.alphabet import Alphabet
 from speech.model_card import WEIGHTS, ModelCard, sha256, write_card
+
+hypothesis_settings.register_profile("untimed", deadline=None)  # how fast a busy machine is, is no property
+hypothesis_settings.load_profile("untimed")
 
 RATE = 22050
 

@@ -159,46 +159,42 @@ def test_uploads_work_where_no_lifespan_is_run(settings: Settings):
     assert upload(TestClient(create_app(settings, SpeechPredictor(FakeEngine()))), GOOD).status_code == 200
 
 
+class Stuck(FakeEngine):
+    """Says when it runs, and waits until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, frames, n_frames):
+        if len(frames[0]) > 137 + 50:  # not the warm-up
+            self.running.set()
+            self.go_on.wait(10)
+        return super().__call__(frames, n_frames)
+
+
 def test_a_full_queue_is_503_with_a_time_to_come_back(settings: Settings):
-    running, go_on = threading.Event(), threading.Event()
-
-    class Stuck(FakeEngine):
-        def __call__(self, frames, n_frames):
-            if len(frames[0]) > 137 + 50:  # not the warm-up
-                running.set()
-                go_on.wait(10)
-            return super().__call__(frames, n_frames)
-
-    tight = settings.model_copy(update={"max_queue_seconds": 5})
-    with TestClient(create_app(tight, SpeechPredictor(Stuck()))) as client, ThreadPoolExecutor(8) as pool:
+    engine, tight = Stuck(), settings.model_copy(update={"max_queue_seconds": 5})
+    with TestClient(create_app(tight, SpeechPredictor(engine))) as client, ThreadPoolExecutor(8) as pool:
         first = pool.submit(upload, client, make_wav(make_sound(3)))
-        running.wait(10)
+        engine.running.wait(10)
         waiting = pool.submit(upload, client, make_wav(make_sound(4.5)))
         while client.app.state.service._batcher.queued_seconds < 4:
             time.sleep(0.01)
         refused = upload(client, make_wav(make_sound(3)))
         assert "5 s" in failure(refused, 503, "QueueFull")
         assert int(refused.headers["Retry-After"]) >= 1
-        go_on.set()
+        engine.go_on.set()
         assert [first.result(10).status_code, waiting.result(10).status_code] == [200, 200]
 
 
-def test_too_many_uploads_are_503_before_they_are_read(settings: Settings):
-    running, go_on = threading.Event(), threading.Event()
-
-    class Stuck(FakeEngine):
-        def __call__(self, frames, n_frames):
-            if len(frames[0]) > 137 + 50:  # not the warm-up
-                running.set()
-                go_on.wait(10)
-            return super().__call__(frames, n_frames)
-
-    few = settings.model_copy(update={"max_uploads": 1})
-    with TestClient(create_app(few, SpeechPredictor(Stuck()))) as client, ThreadPoolExecutor() as pool:
+def test_too_many_uploads_are_503_without_their_sound_being_looked_at(settings: Settings):
+    engine, few = Stuck(), settings.model_copy(update={"max_uploads": 1})
+    with TestClient(create_app(few, SpeechPredictor(engine))) as client, ThreadPoolExecutor() as pool:
         first = pool.submit(upload, client, make_wav(make_sound(3)))
-        running.wait(10)
+        engine.running.wait(10)
         refused = upload(client, b"not even sound")
-        go_on.set()
+        engine.go_on.set()
         assert "1 uploads" in failure(refused, 503, "QueueFull")
         assert int(refused.headers["Retry-After"]) >= 1
         assert first.result(10).status_code == 200

@@ -105,7 +105,7 @@ def test_language_is_weighed_by_whole_words(seed: int, model: LanguageModel) -> 
 
 
 @given(st.integers(0, 10**6), st.integers(1, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_best_text_is_at_least_as_probable_as_the_greedy_one(seed: int, n_steps: int) -> None:
     log_probs = random_log_probs(seed, n_steps)
     score = {h.text: score for h, score in BeamDecoder(SMALL, None, EXACT).hypotheses(log_probs)}
@@ -160,7 +160,7 @@ def test_absurd_hot_words_are_refused(weight: float) -> None:
     arrays(np.float32, st.tuples(st.integers(0, 12), st.just(32)), elements=st.floats(width=32)),
     st.dictionaries(st.text(max_size=6), st.floats(-100, 100), max_size=3),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_numbers_give_a_text(model: LanguageModel, values: np.ndarray, hot_words: dict[str, float]) -> None:
     found = BeamDecoder(Alphabet(), model).decode(LogProbs(values), hot_words)
     assert set(found.text) <= set(CHARACTERS)
@@ -195,7 +195,6 @@ def test_silence_may_be_skipped(model: LanguageModel) -> None:
 
 
 @given(st.lists(st.sampled_from(["a", "cat", "sat", "zebra"]), max_size=4).map(" ".join), st.floats(0, 1))
-@settings(deadline=None)
 def test_words_have_the_times_of_greedy_decoding(model: LanguageModel, text: str, duration: float) -> None:
     log_probs = spoken(text, Alphabet(), 0.999)
     found, greedy = (

@@ -245,7 +245,7 @@ def test_a_large_pickle_is_not_read(tmp_path: Path):
         read_characters(tmp_path / PICKLES[0])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_bytes_are_a_vocabulary_or_a_model_error(tmp_path: Path, data: st.DataObject):
     real = bytearray((KERAS2 / data.draw(st.sampled_from(PICKLES))).read_bytes())

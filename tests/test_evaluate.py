@@ -16,7 +16,8 @@ from speech.audio import SAMPLE_RATE, from_pcm16
 from speech.beam import OPTIONS
 from speech.model_card import LANGUAGE_MODEL, WEIGHTS, add_files, read_card
 from tests.conftest import FakeEngine, make_sound
-from training.conditions import apply, conditions, mix, signal_to_noise, speed, telephone
+from training.augment import mix
+from training.conditions import apply, conditions, signal_to_noise, speed
 from training.dataset import Clip, Utterance
 from training.evaluate import load_decoders, main, once, transcribe_clips
 from training.language_model import train, write
@@ -136,23 +137,11 @@ def test_what_is_mixed_has_the_ratio_asked_for():
     sound, noise = make_sound(1) / 32768, np.random.default_rng(0).standard_normal(SAMPLE_RATE)
     for snr in (20, 5, -3):
         added = mix(sound, noise, snr) - sound
-        assert 10 * np.log10(np.mean(sound**2) / np.mean(added**2)) == pytest.approx(snr, abs=1e-6)
+        assert 10 * np.log10(np.mean(sound**2) / np.mean(added**2)) == pytest.approx(snr, abs=1e-4)
 
 
 def tone(frequency: float) -> np.ndarray:
     return 0.3 * np.sin(2 * np.pi * frequency * np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE)
-
-
-def level(samples: np.ndarray) -> float:
-    """Of the middle, in dB of full scale."""
-    return float(10 * np.log10(np.mean(samples[SAMPLE_RATE // 2 : -SAMPLE_RATE // 2] ** 2) + 1e-12))
-
-
-def test_the_telephone_passes_its_band_alone():
-    rng = np.random.default_rng(0)
-    assert level(telephone(tone(1000), rng)) == pytest.approx(level(tone(1000)), abs=0.2)
-    for outside in (120, 3900, 6000):
-        assert level(telephone(tone(outside), rng)) < level(tone(outside)) - 50
 
 
 def test_speed_changes_length_and_pitch():
@@ -161,14 +150,20 @@ def test_speed_changes_length_and_pitch():
     assert np.abs(np.fft.rfft(faster)).argmax() * SAMPLE_RATE / len(faster) == pytest.approx(1100, abs=1)
 
 
-def test_a_room_rings_as_long_as_it_says():
-    """A click's energy after t seconds has fallen by 60 · t / T dB (Schroeder's integral of the tail)."""
-    click = np.zeros(SAMPLE_RATE, np.int16)
-    click[0] = 20000
-    heard = apply(conditions([click])["room, reverberation 0.8 s"], click, "x").astype(float)
-    left = 10 * np.log10(np.cumsum(heard[::-1] ** 2)[::-1] + 1)
-    assert left[1] - left[round(0.2 * SAMPLE_RATE)] == pytest.approx(60 * 0.2 / 0.8, abs=1)
-    assert left[0] - left[1] == pytest.approx(10 * np.log10(1 + 10**0.3), abs=0.3)  # 3 dB more comes directly
+def test_what_a_condition_is_called_is_what_it_does():
+    sound, rng = (make_sound(1) / 32768).astype(np.float32), np.random.default_rng(0)
+    found = conditions([make_sound(1, 1)])
+    for kind in ("white noise", "pink noise", "babble"):
+        for snr in (20, 5):
+            added = found[f"{kind}, {snr} dB"](sound, rng) - sound
+            assert 10 * np.log10(np.mean(sound**2) / np.mean(added**2)) == pytest.approx(snr, abs=1e-3)
+    click = np.zeros(2 * SAMPLE_RATE, np.float32)
+    click[0] = 0.5
+    for seconds in (0.3, 0.8):
+        heard = found[f"room, reverberation {seconds} s"](click, rng)
+        left = 10 * np.log10(np.cumsum(heard[::-1] ** 2)[::-1] + 1e-12)
+        assert left[0] - left[1] == pytest.approx(10 * np.log10(1 + 10**0.3), abs=0.1)  # 3 dB more comes directly
+        assert left[1] - left[round(0.1 * SAMPLE_RATE)] == pytest.approx(60 * 0.1 / seconds, abs=1)
 
 
 def test_conditions_are_the_same_every_time_and_leave_16_bits():

@@ -317,7 +317,7 @@ MAGIC = [b"RIFF\x00\x10\0\0WAVE", b"RIFF\xff\xff\0\0WAVEfmt \x10\0\0\0", b"RIFX\
          b"FORM\0\0\x10\0AIFFCOMM", b"FORM\0\0\x10\0AIFC", b"fLaC\0\0\0\x22", b"OggS\0\x02", b"ID3\x04\0\0", b"\xff\xfb\x90\x64",
          b"\xff\xf3\x40\xc4", b"\0\0\0\x18ftypM4A ", b"\0\0\0\x18ftypisom\0\0\0\0isom\0\0\0\0\0\0\1\0moov", b"\x1aE\xdf\xa3",
          b"\x1aE\xdf\xa3\x84webm\x18S\x80g\x01\xff\xff\xff\xff\xff\xff\xff"]  # fmt: skip
-FUZZ = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+FUZZ = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
 
 @FUZZ

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from predictor import SpeechPredictor
 from speech.audio import decode_wav
-from speech.hot_words import HOT_WEIGHT, MAX_HOT_LENGTH, MAX_HOT_WORDS, read_hot_words
-from speech.language_model import MAX_HOT_WEIGHT
+from speech.hot_words import HOT_WEIGHT, MAX_HOT_LENGTH, MAX_HOT_WEIGHT, MAX_HOT_WORDS, HotWords, read_hot_words
 from tests.test_live import open_stream, pcm, rest, vosk
 from tests.test_server import ROOT, Process
 
@@ -70,6 +69,32 @@ def test_any_text_is_hot_words_or_an_error_of_ours(texts: list[str]):
         assert "found" in str(error)
     else:
         assert all(word and abs(weight) <= MAX_HOT_WEIGHT for word, weight in found.items())
+
+
+def test_hot_words_are_earned_and_given_back() -> None:
+    hot = HotWords({"new york": 4.0, "new": 1.0, "Yorkshire!": 9.0}, "abcdefghijklmnopqrstuvwxyz ")
+
+    def score(text: str) -> float:
+        heard, total, begins = "", 0.0, True
+        for character in text + " ":
+            heard, bonus = hot.after(heard, character, begins)
+            total, begins = total + bonus, character == " "
+        return total + hot.unfinished(heard)
+
+    answers = {"new": 1, "news": 0, "new york": 5, "new yorkshire": 10, "york": 0, "a new york new": 6, "anew york": 0,
+               "new new york": 6, "new yor": 1, "yorkshire new": 10}  # fmt: skip
+    assert {text: score(text) for text in answers} == pytest.approx(answers)
+    assert hot.after("", "y", begins=True)[1] > 0.8  # a share of the bonus before the word is whole
+
+
+@given(st.dictionaries(st.text("ab !?", max_size=5), st.floats(-100, 100), max_size=4), st.text("ab ", max_size=12))
+def test_hot_words_never_leave_a_rest(weights: dict[str, float], text: str) -> None:
+    hot, (heard, total) = HotWords(weights, "ab ?!"), ("", 0.0)
+    words = " ".join(text.split())
+    for before, character in zip(" " + words, words, strict=False):
+        heard, bonus = hot.after(heard, character, begins=before == " ")
+        total += bonus
+    assert abs(total + hot.unfinished(heard)) <= sum(abs(weight) for weight in weights.values()) * len(text)
 
 
 @pytest.fixture(scope="module")

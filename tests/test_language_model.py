@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speech.errors import ModelMismatch, ModelNotFound
-from speech.language_model import BEGIN, END, FIRST_WORD, UNKNOWN, HotWords, LanguageModel, read_language_model
+from speech.language_model import BEGIN, END, FIRST_WORD, UNKNOWN, LanguageModel, read_language_model
 from training.language_model import discounts, main, perplexity, read_texts, train, write
 
 ROUNDED = 0.005  # nats: the file stores steps of 1 / 256, and a score adds up two or three
@@ -143,29 +143,3 @@ def test_files_that_are_no_model(tmp_path: Path) -> None:
         write(good | wrong, file)
         with pytest.raises(ModelMismatch):
             read_language_model(file)
-
-
-def test_hot_words_are_earned_and_given_back() -> None:
-    hot = HotWords({"new york": 4.0, "new": 1.0, "Yorkshire!": 9.0}, "abcdefghijklmnopqrstuvwxyz ")
-
-    def score(text: str) -> float:
-        heard, total, begins = "", 0.0, True
-        for character in text + " ":
-            heard, bonus = hot.after(heard, character, begins)
-            total, begins = total + bonus, character == " "
-        return total + hot.unfinished(heard)
-
-    answers = {"new": 1, "news": 0, "new york": 5, "new yorkshire": 10, "york": 0, "a new york new": 6, "anew york": 0,
-               "new new york": 6, "new yor": 1, "yorkshire new": 10}  # fmt: skip
-    assert {text: score(text) for text in answers} == pytest.approx(answers)
-    assert hot.after("", "y", begins=True)[1] > 0.8  # a share of the bonus before the word is whole
-
-
-@given(st.dictionaries(st.text("ab !?", max_size=5), st.floats(-100, 100), max_size=4), st.text("ab ", max_size=12))
-def test_hot_words_never_leave_a_rest(weights: dict[str, float], text: str) -> None:
-    hot, (heard, total) = HotWords(weights, "ab ?!"), ("", 0.0)
-    words = " ".join(text.split())
-    for before, character in zip(" " + words, words, strict=False):
-        heard, bonus = hot.after(heard, character, begins=before == " ")
-        total += bonus
-    assert abs(total + hot.unfinished(heard)) <= sum(abs(weight) for weight in weights.values()) * len(text)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speech.alphabet import Alphabet
-from speech.language_model import FIRST_WORD, UNKNOWN, HotWords, LanguageModel, read_language_model
+from speech.hot_words import HotWords
+from speech.language_model import FIRST_WORD, UNKNOWN, LanguageModel, read_language_model
 from speech.spelling import START, hot_letters, letters_of, plain_letters
 from training.language_model import train, write
 

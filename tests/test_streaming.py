@@ -41,7 +41,7 @@ def test_a_short_file_stays_whole():
     assert np.array_equal(piece.waveform.samples, samples)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seconds=st.floats(31, 200), size=st.integers(1000, 3_000_000))
 def test_pieces_are_the_sound_cut_between_their_bounds(seconds: float, size: int):
     samples = voice(seconds)
@@ -108,7 +108,7 @@ def test_utterances_end_in_the_pauses():
         assert np.array_equal(piece.waveform.samples, samples[at : at + len(piece.waveform.samples)])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 200_000), min_size=1, max_size=40))
 def test_utterances_do_not_depend_on_the_blocks(sizes: list[int]):
     samples = np.concatenate([noise(1), voice(2), noise(1), voice(3), noise(1)])

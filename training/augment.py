@@ -115,7 +115,7 @@ class Augmentation:
             samples = reverberate(samples, rng.uniform(*self.reverb_seconds), rng.uniform(*self.reverb_db), rng)
         if _lot(self.background_probability, rng):
             noise = background(self.background_kinds[rng.integers(len(self.background_kinds))], samples, rng)
-            samples = samples + noise * np.float32(_rms(samples) * 10 ** (-rng.uniform(*self.background_db) / 20))
+            samples = mix(samples, noise, rng.uniform(*self.background_db))
         if _lot(self.tilt_probability, rng):
             samples = emphasise(samples, rng.uniform(*self.tilt))
         if _lot(self.noise_probability, rng):
@@ -229,6 +229,11 @@ def reverberate(samples: Sound, seconds: float, direct_db: float, rng: np.random
     room[0] = 1
     heard = signal.oaconvolve(samples, room)[: len(samples)]
     return heard * np.float32(_rms(samples) / max(_rms(heard), 1e-9))
+
+
+def mix(samples: Sound, noise: Sound, snr: float) -> Sound:
+    """The clip with noise of the same length, so loud that the powers of the two are ``snr`` dB apart."""
+    return samples + noise * np.float32(_rms(samples) / max(_rms(noise), 1e-9) * 10 ** (-snr / 20))
 
 
 def background(kind: str, samples: Sound, rng: np.random.Generator) -> Sound:

@@ -7,11 +7,11 @@ import numpy as np
 import soxr
 
 from speech.audio import SAMPLE_RATE
+from training import augment
 
 FRAME = SAMPLE_RATE // 50  # samples, 20 ms
 BABBLE_VOICES = 6
 DIRECT_TO_REVERBERANT = 3.0  # dB
-TELEPHONE_RATE, TELEPHONE_BAND = 8000, (300, 3400)  # Hz
 LOUDEST = 0.99  # what the noise would drive beyond it is made softer as a whole
 
 Condition = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # float32 (n,) in [-1, 1), another (m,) out
@@ -31,15 +31,9 @@ def signal_to_noise(samples: np.ndarray) -> float:
     return float(np.clip(10 * np.log10(max(powers.mean() - noise, 1e-10) / noise), -10, 100))
 
 
-def mix(samples: np.ndarray, noise: np.ndarray, snr: float) -> np.ndarray:
-    """The clip with noise of the same length, so loud that the powers of the two are ``snr`` dB apart."""
-    power, noise_power = (float(np.mean(sound.astype(np.float64) ** 2)) for sound in (samples, noise))
-    return samples + noise * np.sqrt(power / max(noise_power, 1e-20) / 10 ** (snr / 10))
-
-
-def white(snr: float) -> Condition:
-    """White Gaussian noise."""
-    return lambda samples, rng: mix(samples, rng.standard_normal(len(samples)), snr)
+def noise(kind: str, snr: float) -> Condition:
+    """White or pink noise."""
+    return lambda samples, rng: augment.mix(samples, augment.background(kind, samples, rng), snr)
 
 
 def babble(voices: Sequence[np.ndarray], snr: float) -> Condition:
@@ -51,38 +45,14 @@ def babble(voices: Sequence[np.ndarray], snr: float) -> Condition:
         talk = [
             np.resize(np.roll(v, -s) / max(v.std(), 1.0), len(samples)) for v, s in zip(chosen, starts, strict=True)
         ]
-        return mix(samples, np.sum(talk, axis=0), snr)
+        return augment.mix(samples, np.sum(talk, axis=0, dtype=np.float32), snr)
 
     return degrade
-
-
-def telephone(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """8 kHz, nothing outside 300–3400 Hz, and the 8 bits of the μ-law (ITU-T G.711, its continuous form)."""
-    narrow = soxr.resample(samples, SAMPLE_RATE, TELEPHONE_RATE)
-    spectrum, low_high = np.fft.rfft(narrow), TELEPHONE_BAND
-    frequencies = np.fft.rfftfreq(len(narrow), 1 / TELEPHONE_RATE)
-    spectrum[(frequencies < low_high[0]) | (frequencies > low_high[1])] = 0
-    line = np.clip(np.fft.irfft(spectrum, len(narrow)), -1, 1)
-    sent = np.rint(127 * np.sign(line) * np.log1p(255 * np.abs(line)) / np.log(256)) / 127
-    heard = np.sign(sent) * np.expm1(np.abs(sent) * np.log(256)) / 255
-    return soxr.resample(heard, TELEPHONE_RATE, SAMPLE_RATE)
 
 
 def room(seconds: float) -> Condition:
-    """A room whose sound falls by 60 dB in so many seconds: the direct sound and a tail of decaying noise.
-
-    Source: Polack's model of late reverberation, 3 dB softer in all than the direct sound.
-    """
-
-    def degrade(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        times = np.arange(1, round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-        tail = rng.standard_normal(len(times)) * 10 ** (-3 * times / seconds)
-        tail *= np.sqrt(10 ** (-DIRECT_TO_REVERBERANT / 10) / np.sum(tail**2))
-        n = len(samples) + len(tail)
-        wet = np.fft.irfft(np.fft.rfft(samples, n) * np.fft.rfft(np.concatenate([[1.0], tail]), n), n)
-        return wet[: len(samples)]
-
-    return degrade
+    """A room whose sound falls by 60 dB in so many seconds, all in all 3 dB softer than the direct sound."""
+    return lambda samples, rng: augment.reverberate(samples, seconds, DIRECT_TO_REVERBERANT, rng)
 
 
 def speed(factor: float) -> Condition:
@@ -93,9 +63,9 @@ def speed(factor: float) -> Condition:
 def conditions(voices: Sequence[np.ndarray]) -> dict[str, Condition]:
     """The rows of the robustness table; the babble is made of the voices given."""
     return {
-        **{f"white noise, {snr} dB": white(snr) for snr in (20, 10, 5)},
+        **{f"{kind} noise, {snr} dB": noise(kind, snr) for kind in ("white", "pink") for snr in (20, 10, 5)},
         **{f"babble, {snr} dB": babble(voices, snr) for snr in (20, 10, 5)},
-        "telephone, 300–3400 Hz": telephone,
+        "telephone, 300–3400 Hz": lambda samples, _: augment.telephone(samples),
         **{f"room, reverberation {seconds} s": room(seconds) for seconds in (0.3, 0.8)},
         **{f"speed {100 * factor - 100:+.0f} %": speed(factor) for factor in (0.9, 1.1)},
     }
