@@ -188,6 +188,12 @@ class Network(nn.Module):
         for layer in (self.conv_1, self.conv_1_bn, self.conv_2):
             yield from layer.parameters()
 
+    def hidden_matrices(self) -> Iterator[nn.Parameter]:
+        """The weights between the first layer and the last, without biases."""
+        ends = ("conv_1.weight", "dense_2.weight")
+        named = self.named_parameters()
+        return (p for name, p in named if p.ndim > 1 and not name.endswith("bias") and name not in ends)
+
     def keras_weights(self) -> dict[str, list[np.ndarray]]:
         """Weights by the name of the Keras layer they belong to, in Keras' order and layout."""
         array = {name: value.detach().float().numpy() for name, value in self.state_dict().items()}

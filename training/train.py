@@ -34,6 +34,7 @@ from speech.features import Spectrogram, spectrogram
 from speech.model_card import LANGUAGE_MODEL, WEIGHTS
 from training.augment import Augmentation, add_arguments
 from training.dataset import Clip, batches, load_clips, read_utterances, repeat
+from training.muon import Muon
 from training.old_keras import read_layers
 from training.torch_model import Network
 from training.workers import Workers
@@ -134,12 +135,11 @@ class Trainer:
         self.network, self.averaged = Network(*network), Network(*network)
         self.network.dtype = self.averaged.dtype = torch.bfloat16
         self.averaged.load_state_dict(self.network.state_dict())
-        decayed = [p for p in self.network.parameters() if p.ndim > 1]
-        plain = [p for p in self.network.parameters() if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=recipe.learning_rate,
-        )
+        hidden = set(self.network.hidden_matrices())
+        self.optimizers = [
+            Muon(self.network.hidden_matrices(), recipe.learning_rate, recipe.weight_decay),
+            torch.optim.Adam([p for p in self.network.parameters() if p not in hidden], recipe.learning_rate),
+        ]
         self.step, self.epoch, self.elapsed, self.heard = 0, 0, 0.0, 0.0
         self.position, self.length = 0, 1  # batches of this worker's epoch that are behind it, and in all
         self.alone = 0, 0.0  # steps and seconds of sound since the workers last met
@@ -151,7 +151,8 @@ class Trainer:
             state = torch.load(self.checkpoint, weights_only=True)
             self.network.load_state_dict(state["network"])
             self.averaged.load_state_dict(state["averaged"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             self.step, self.epoch, self.elapsed, self.heard, self.position, self.length = state["progress"]
             self.stale, self.best = state.get("patience", (self.stale, self.best))
             log.info("resumed at step %d, epoch %d, after %.2f h", self.step, self.epoch, self.elapsed / 3600)
@@ -195,7 +196,7 @@ class Trainer:
                 self.elapsed = time.monotonic() - started
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 if self.step % 20 == 0 and workers.rank == 0:
-                    self.note({"loss": round(loss, 4), "lr": self.optimizer.param_groups[0]["lr"]})
+                    self.note({"loss": round(loss, 4), "lr": self.optimizers[0].param_groups[0]["lr"]})
                 if workers.size == 1 or time.monotonic() - met > MEET_SECONDS or self.progress() >= 1:
                     self.meet()
                     if workers.rank == 0 and time.monotonic() - saved > SAVE_SECONDS:
@@ -227,7 +228,7 @@ class Trainer:
                 mean.lerp_(new, 1 - decay) if mean.is_floating_point() else mean.copy_(new)
 
     def learn(self, group: Sequence[Clip], rng: np.random.Generator) -> float:
-        """One step of AdamW on one batch; gives the loss."""
+        """One step of both optimisers on one batch; gives the loss."""
         recipe, augmentation = self.recipe, self.augmentation
         spectrograms = []
         for clip in group:
@@ -236,16 +237,17 @@ class Trainer:
             masked = self.epoch >= recipe.mask_from_epoch
             spectrograms.append(Spectrogram(augmentation.spectrum(frames, rng) if masked else frames))
         rate = 0.5 * (1 + math.cos(math.pi * self.progress())) * min(1.0, (self.step + 1) / recipe.warmup_steps)
-        for parameters in self.optimizer.param_groups:
+        for parameters in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             parameters["lr"] = recipe.learning_rate * rate
         for parameter in self.network.front_parameters():
             parameter.requires_grad_(self.step % recipe.conv_every == 0)
         loss = ctc_loss(self.network, *pad(spectrograms), [clip.text for clip in group], self.alphabet)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm)
         if torch.isfinite(norm):
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
         seconds = sum(clip.seconds for clip in group)
         self.step, self.heard = self.step + 1, self.heard + seconds
         self.alone = self.alone[0] + 1, self.alone[1] + seconds
@@ -279,7 +281,7 @@ class Trainer:
         state: dict[str, Any] = {
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "progress": (self.step, self.epoch, self.elapsed, self.heard, self.position, self.length),
         }
         if self.recipe.patience:
