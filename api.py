@@ -44,9 +44,16 @@ class Transcription(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the process lives, or is ready."""
+    """The process lives."""
 
     status: str = Field(examples=["ok"])
+
+
+class Readiness(BaseModel):
+    """The model is loaded and warm."""
+
+    status: str = Field(examples=["ready"])
+    worker_restarts: int = Field(description="batch workers that died and were restarted", examples=[0])
 
 
 NOT_READY = [
@@ -123,9 +130,9 @@ def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> 
         return Health(status="ok")
 
     @app.get("/readyz", summary="The model is loaded and warm", responses=documented_errors(*NOT_READY))
-    async def readyz() -> Health:
+    async def readyz() -> Readiness:
         service.check_ready()
-        return Health(status="ready")
+        return Readiness(status="ready", worker_restarts=service.worker_restarts)
 
     @app.get("/metrics", summary="Counters for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:

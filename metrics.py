@@ -36,6 +36,7 @@ class Metrics:
         self.errors = Counter("stt_errors", "errors answered, by the code of their body", ("code",), registry=registry)
         self.in_flight = Gauge("stt_in_flight", "uploads accepted and not yet answered", registry=registry)
         self.queue_seconds = Gauge("stt_queue_seconds", "audio that waits for the network", registry=registry)
+        self.worker_restarts = Gauge("stt_worker_restarts", "batch workers that died", registry=registry)
         self.live_connections = Gauge("stt_live_connections", "open WebSockets", registry=registry)
         self.audio_seconds = Counter("stt_audio_seconds", "audio transcribed", registry=registry)
         self.real_time_factor = Histogram(

@@ -61,6 +61,7 @@ class Service:
         self.metrics = Metrics()
         self.metrics.in_flight.set_function(lambda: self.in_flight)
         self.metrics.queue_seconds.set_function(lambda: self._batcher.queued_seconds if self._batcher else 0.0)
+        self.metrics.worker_restarts.set_function(lambda: self.worker_restarts)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -118,6 +119,11 @@ class Service:
         """Hot words for `hear`, once the model is loaded. Raises ValueError if they, or any, cannot be taken."""
         assert self._predictor is not None
         return self._predictor.read_hot_words(texts)
+
+    @property
+    def worker_restarts(self) -> int:
+        """Batch workers that died and were restarted."""
+        return self._batcher.restarts if self._batcher else 0
 
     def check_ready(self) -> None:
         """Raise what stands between the service and an answer: no model yet or at all, or its end."""

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from speech.errors import NotReady, QueueFull
+from speech.errors import InferenceFailed, NotReady, QueueFull
 
 LONG_SECONDS = 20.0  # a clip that lasts longer takes the second lane
 MAX_BATCH = 16  # clips
@@ -76,7 +76,8 @@ class Batcher(Generic[T, R]):
         """The result of one item, in its turn. Cancelling the call takes the item out of the queue.
 
         Raises:
-            QueueFull: there is no room; NotReady: the batcher was closed; whatever ``run`` raises for this item.
+            QueueFull: there is no room; NotReady: the batcher was closed; InferenceFailed: the worker died; whatever
+                ``run`` raises for this item.
         """
         waiting: _Waiting[T, R] = _Waiting(item, seconds)
         with self._changed:
@@ -146,7 +147,7 @@ class Batcher(Generic[T, R]):
             return
         except BaseException as error:
             for waiting in batch:
-                waiting.future.set_exception(RuntimeError(f"the worker died: {error!r}"))
+                waiting.future.set_exception(InferenceFailed(f"the worker died: {error!r}"))
             raise
         speed = sum(w.seconds for w in batch) / max(1e-6, time.perf_counter() - started)
         self._speed += 0.1 * (speed - self._speed)

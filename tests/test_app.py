@@ -152,7 +152,25 @@ def test_a_loading_model_makes_readyz_503_and_uploads_wait(settings: Settings):
         assert not waiting.done()
         loaded.set()
         assert waiting.result(10).status_code == 200
-        assert client.get("/readyz").json() == {"status": "ready"}
+        assert client.get("/readyz").json() == {"status": "ready", "worker_restarts": 0}
+
+
+def test_a_worker_that_died_is_seen(settings: Settings):
+    class Mortal(FakeEngine):
+        def __call__(self, frames, n_frames):
+            if len(frames[0]) > 137 + 50:  # not the warm-up
+                raise SystemExit
+            return super().__call__(frames, n_frames)
+
+    with TestClient(create_app(settings, SpeechPredictor(Mortal()))) as client:
+        assert upload(client, GOOD).status_code == 200
+        failure(upload(client, make_wav(make_sound(3))), 500, "InferenceFailed")
+        soon = time.monotonic() + 10  # the answer may come before the thread is restarted
+        while not (restarts := client.get("/readyz").json()["worker_restarts"]) and time.monotonic() < soon:
+            time.sleep(0.01)
+        assert restarts == 1
+        assert "stt_worker_restarts 1.0" in client.get("/metrics").text
+        assert upload(client, GOOD).status_code == 200
 
 
 def test_uploads_work_where_no_lifespan_is_run(settings: Settings):

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from speech.batching import LONG_SECONDS, MAX_BATCH, MAX_BATCH_SECONDS, SIMILAR, Batcher
-from speech.errors import NotReady, QueueFull
+from speech.errors import InferenceFailed, NotReady, QueueFull
 
 
 class Recorder:
@@ -152,7 +152,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back():
 
 def test_a_worker_that_dies_is_restarted():
     async def scenario(recorder, batcher):
-        with pytest.raises(RuntimeError, match="died"):
+        with pytest.raises(InferenceFailed, match="died"):
             await batcher.submit(666, 1.0)
         assert await batcher.submit(1, 1.0) == 2
         assert batcher.restarts == 1
