@@ -160,6 +160,35 @@ def test_the_text_can_be_copied(page: Chrome, server: Process):
     )
 
 
+def test_hot_words_count_for_text_and_downloads(page: Chrome, server: Process, tmp_path: Path):
+    choose(page)
+    wait(page, lambda: done(page))
+    heard = words(page)
+    unsure = min(ask(server, "verbose_json").json()["words"], key=lambda word: word["probability"])["word"]
+    field = find(page, "#hot-words")
+    field.send_keys(f"one, {unsure}:-60", Keys.ENTER)
+    wait(page, lambda: done(page) and words(page) and words(page) != heard)
+    assert unsure not in words(page)
+    find(page, "[data-format=vtt]").click()
+    file = tmp_path / "downloads" / "hello.vtt"
+    wait(page, file.exists)
+    assert unsure not in file.read_text(encoding="utf-8").split()
+
+    field.send_keys(", 7", Keys.ENTER)
+    wait(page, lambda: "letters" in find(page, "#error").text)
+    field.clear()  # leaves the field, too
+    wait(page, lambda: words(page) == heard)
+
+
+def test_hot_words_count_for_the_microphone(page: Chrome, server: Process):
+    unsure = min(ask(server, "verbose_json").json()["words"], key=lambda word: word["probability"])["word"]
+    find(page, "#hot-words").send_keys(f"{unsure}:-60")
+    record(page)
+    wait(page, lambda: done(page))
+    assert words(page)
+    assert unsure not in words(page)
+
+
 def recorded(page: Chrome, downloads: Path) -> bytes:
     """The sound that the page kept."""
     page.execute_script("Object.assign(document.createElement('a'), {href: audio.src, download: 'kept.wav'}).click()")
@@ -310,7 +339,7 @@ def test_it_is_legible_and_fits(page: Chrome, scheme: str, width: int):
     choose(page)
     wait(page, lambda: done(page))
     assert page.execute_script("return document.documentElement.scrollWidth") <= width
-    for element in ("#status", "#words", "#copy", "#hint", "#drop strong"):
+    for element in ("#status", "#words", "#copy", "#hint", "#drop strong", "label[for=hot-words]", "#hot-words"):
         assert contrast(page, element) >= 4.5, element
 
 

@@ -10,6 +10,7 @@ const audio = $("audio");
 let file = null; // what is shown
 let samples = null; // of it
 let answers = {}; // of the service about it, by format
+let expected = ""; // hot words that count for them
 let words = []; // [{word, start, end, probability}], a button for each in #words
 let recording = null;
 let turn = 0; // an answer to an earlier file is not shown
@@ -125,9 +126,13 @@ async function take(chosen) {
 async function write() {
   const mine = turn;
   $("error").replaceChildren();
+  $("words").replaceChildren();
+  words = [];
+  answers = {};
+  expected = $("hot-words").value;
   say(`Transcribing ${file.name} …`);
   try {
-    const answer = await transcribe(file, "verbose_json");
+    const answer = await transcribe(file, "verbose_json", expected);
     if (mine !== turn) return;
     answers.verbose_json = answer;
     const { words: said, duration } = JSON.parse(answer);
@@ -153,6 +158,12 @@ document.ondrop = (event) => {
   if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
 };
 
+$("hot-words").onchange = () => {
+  if (!file || recording) return;
+  turn++; // an answer on its way was for other words
+  write();
+};
+
 // The microphone
 
 async function start() {
@@ -164,7 +175,8 @@ async function start() {
     if (live) live.send(block);
     else early.push(block);
   });
-  live = new Live(rate, (message) => {
+  expected = $("hot-words").value;
+  live = new Live(rate, expected, (message) => {
     $("result").hidden = false;
     $("partial").textContent = message.type === "partial" ? message.text : "";
     if (message.type === "final") addWords(message.words);
@@ -195,7 +207,7 @@ async function stop() {
   } catch (error) { // the sound is kept: it can be sent as a file
     $("partial").textContent = "";
     $("result").hidden = !words.length;
-    fail(error, () => { $("words").replaceChildren(); words = []; return write(); });
+    fail(error, write);
   }
 }
 
@@ -235,7 +247,7 @@ async function download(format) {
   const mine = turn;
   try {
     if (format === "text") answers.text = `${text()}\n`;
-    answers[format] ??= await transcribe(file, format);
+    answers[format] ??= await transcribe(file, format, expected);
     if (mine !== turn) return;
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([answers[format]]));

@@ -28,10 +28,11 @@ async function ask(path, options = {}) {
   throw new Failure(wait ? `${detail} Try again in ${wait} s.` : detail, response.status);
 }
 
-export async function transcribe(file, format) {
+export async function transcribe(file, format, hotWords) {
   const form = new FormData();
   form.append("file", file, file.name);
   form.append("response_format", format);
+  form.append("hotwords", hotWords);
   if (format === "verbose_json") {
     for (const kind of ["word", "segment"]) form.append("timestamp_granularities[]", kind);
   }
@@ -40,11 +41,11 @@ export async function transcribe(file, format) {
 
 // Live sound. `heard(message)` gets partial and final messages; finish() resolves when all is said.
 export class Live {
-  constructor(rate, heard) {
+  constructor(rate, hotWords, heard) {
     const url = at("v1/audio/stream");
     url.protocol = url.protocol.replace("http", "ws");
     if (key.get()) url.searchParams.set("api_key", key.get());
-    this.waiting = [JSON.stringify({ sample_rate: rate })];
+    this.waiting = [JSON.stringify({ sample_rate: rate, hotwords: [hotWords] })];
     this.socket = new WebSocket(url);
     this.socket.onopen = () => this.waiting.splice(0).forEach((message) => this.socket.send(message));
     this.done = new Promise((resolve, reject) => {
