@@ -225,6 +225,23 @@ def joined(clips: list[Clip], probability: float, seconds: float, seed: int = 0)
     return zip(clips, made, strict=True)
 
 
+def test_without_speech_a_background_is_left(spoken: np.ndarray):
+    for kind in BACKGROUNDS:
+        alone = replace(OFF, background_kinds=(kind,))
+        heard = alone.sound(spoken, np.random.default_rng(0), speech=False)
+        assert len(heard) == len(spoken)
+        assert rms(heard) == pytest.approx(rms(spoken), rel=0.01)
+        assert abs(np.corrcoef(heard, spoken)[0, 1]) < 0.1
+
+
+def test_some_clips_lose_their_text_by_lot(clips: list[Clip]):
+    rng = np.random.default_rng(0)
+    assert replace(OFF, nothing_probability=0).silence(clips, rng) == clips
+    many = replace(OFF, nothing_probability=0.3).silence(clips * 200, rng)
+    assert sum(not clip.text for clip in many) / len(many) == pytest.approx(0.3, abs=0.08)
+    assert all(clip.samples is before.samples for clip, before in zip(many, clips * 200, strict=True))
+
+
 def test_joined_clips_are_both_clips_and_both_texts(clips: list[Clip]):
     by_text = {clip.text: clip for clip in clips}
     for first, both in joined(clips, 1.0, 100.0):

@@ -163,6 +163,19 @@ def test_a_loss_does_not_depend_on_padding():
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_no_text_is_learnt_as_blanks_alone_and_weighs_no_more_than_a_text():
+    torch.manual_seed(0)
+    network = Network(32, 1, 8, 0.0)
+    frames, n_frames = torch.randn(2, 680, 193), torch.tensor([680, 680])
+    loss = ctc_loss(network, frames, n_frames, ["", ""], Alphabet())
+    blanks = -network(frames, n_frames)[:, :, Alphabet().blank].sum(0)
+    assert loss.item() == pytest.approx((blanks / (340 / 17)).mean().item(), rel=1e-4)
+    text = "a" + 19 * "b"
+    assert loss.item() < 2 * ctc_loss(network, frames, n_frames, [text, text], Alphabet()).item()
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
 def test_a_run_learns_stops_goes_on_and_is_published(corpus: Path, tmp_path: Path, capsys):
     arguments = ["--data", str(corpus), "--out", str(tmp_path / "tones"), "--cache", str(tmp_path / "cache"),
                  "--rnn-layers", "1", "--rnn-units", "32", "--dropout", "0", "--batch-seconds", "0.6",

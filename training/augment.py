@@ -38,6 +38,7 @@ class Augmentation:
     """How much of each: probabilities are per clip, 0 switches the kind off, and what is off draws nothing by lot."""
 
     join_probability: float = _switch(0.0, "another clip follows, with its text, up to the longest clip allowed")
+    nothing_probability: float = _switch(0.0, "instead of the clip a background alone is heard, and no text expected")
     trim_probability: float = _switch(0.0, "some of the quiet at the ends is cut off")
     speed_probability: float = _switch(0.5, "faster or slower, pitch with it")
     speed_range: float = _switch(0.1, "0.1: 0.9 … 1.1 times as fast")
@@ -102,8 +103,14 @@ class Augmentation:
                     joined[i] = Clip(first.utterance, samples, f"{first.text} {second.text}")
         return joined
 
-    def sound(self, samples: Sound, rng: np.random.Generator) -> Sound:
+    def silence(self, clips: Sequence[Clip], rng: np.random.Generator) -> list[Clip]:
+        """The clips, some of them without their text: of these `sound` leaves no ``speech``."""
+        return [Clip(c.utterance, c.samples, "") if _lot(self.nothing_probability, rng) else c for c in clips]
+
+    def sound(self, samples: Sound, rng: np.random.Generator, speech: bool = True) -> Sound:
         """Everything that happens to float32 (n,) samples in [-1, 1): first the voice, the room, then the line."""
+        if not speech:
+            samples = self._background(samples, rng) * np.float32(_rms(samples))
         if _lot(self.trim_probability, rng):
             samples = trim(samples, *rng.random(2))
         if _lot(self.speed_probability, rng):
@@ -114,8 +121,7 @@ class Augmentation:
         if _lot(self.reverb_probability, rng):
             samples = reverberate(samples, rng.uniform(*self.reverb_seconds), rng.uniform(*self.reverb_db), rng)
         if _lot(self.background_probability, rng):
-            noise = background(self.background_kinds[rng.integers(len(self.background_kinds))], samples, rng)
-            samples = mix(samples, noise, rng.uniform(*self.background_db))
+            samples = mix(samples, self._background(samples, rng), rng.uniform(*self.background_db))
         if _lot(self.tilt_probability, rng):
             samples = emphasise(samples, rng.uniform(*self.tilt))
         if _lot(self.noise_probability, rng):
@@ -129,6 +135,9 @@ class Augmentation:
             kind = self.codec_kinds[rng.integers(len(self.codec_kinds))]
             samples = code(samples, kind, rng.uniform(*self.codec_compression))
         return samples.astype(np.float32, copy=False)
+
+    def _background(self, samples: Sound, rng: np.random.Generator) -> Sound:
+        return background(self.background_kinds[rng.integers(len(self.background_kinds))], samples, rng)
 
     def spectrum(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """SpecAugment masks on float32 (n_frames, 193), set to the mean, 0 (https://arxiv.org/abs/1904.08779)."""

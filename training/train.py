@@ -40,6 +40,7 @@ from training.torch_model import Network
 from training.workers import Workers
 
 SAVE_SECONDS = 600  # between two checkpoints
+STEPS_A_LETTER = 17  # steps of 14.5 ms for a letter; so little text weighs as much as more would
 MEET_SECONDS = 30  # between two meetings of several workers
 
 if TYPE_CHECKING:
@@ -89,13 +90,15 @@ def load_splits(data: Sequence[Path], cache: Path) -> tuple[list[Clip], list[Cli
 
 
 def ctc_loss(network: Network, frames: Tensor, n_frames: Tensor, texts: Sequence[str], alphabet: Alphabet) -> Tensor:
-    """Mean over the batch of the CTC loss of each utterance, divided by the length of its text."""
+    """Mean over the batch of the CTC loss of each utterance, divided by the length of its text; a text that is none, or
+    very slow, is taken for one of a letter in a quarter of a second."""
     labels = [alphabet.encode(text) for text in texts]
     lengths = torch.tensor([len(label) for label in labels])
-    flat = torch.tensor([label for row in labels for label in row])
-    return F.ctc_loss(
-        network(frames, n_frames), flat, (n_frames + 1) // 2, lengths, blank=alphabet.blank, zero_infinity=True
-    )
+    flat = torch.tensor([label for row in labels for label in row], dtype=torch.int64)
+    n_steps = (n_frames + 1) // 2
+    log_probs = network(frames, n_frames)
+    losses = F.ctc_loss(log_probs, flat, n_steps, lengths, blank=alphabet.blank, reduction="none", zero_infinity=True)
+    return (losses / torch.maximum(lengths, n_steps / STEPS_A_LETTER)).mean()
 
 
 @torch.no_grad()
@@ -183,6 +186,7 @@ class Trainer:
         while not done:
             rng = np.random.default_rng((recipe.seed, self.epoch))
             chosen = self.augmentation.join(repeat(self.train, recipe.repeat, rng), recipe.max_seconds, rng)
+            chosen = self.augmentation.silence(chosen, rng)
             plan = list(batches(chosen, recipe.batch_seconds, rng, by_length=self.epoch == 0))
             if len(plan) < workers.size:
                 raise ValueError(f"expected a batch for each of {workers.size} workers, found {len(plan)}")
@@ -232,7 +236,7 @@ class Trainer:
         recipe, augmentation = self.recipe, self.augmentation
         spectrograms = []
         for clip in group:
-            sound = augmentation.sound(from_pcm16(np.asarray(clip.samples)).samples, rng)
+            sound = augmentation.sound(from_pcm16(np.asarray(clip.samples)).samples, rng, speech=bool(clip.text))
             frames = spectrogram(Waveform(sound)).frames
             masked = self.epoch >= recipe.mask_from_epoch
             spectrograms.append(Spectrogram(augmentation.spectrum(frames, rng) if masked else frames))
