@@ -10,9 +10,10 @@ import numpy.typing as npt
 from scipy import signal
 
 from benchmarks.common import parser, report, where
+from benchmarks.long import utterances
 from predictor import SpeechPredictor
 from speech.audio import SAMPLE_RATE
-from speech.streaming import Endpointer, Piece, is_steady, pieces
+from speech.streaming import Piece, is_steady, pieces
 
 Samples = npt.NDArray[np.float32]
 Make = Callable[[float, np.random.Generator], Samples]
@@ -76,15 +77,6 @@ def words(predictor: SpeechPredictor, parts: Iterable[Piece], gated: bool = True
     """How many words are heard in the parts; a gate keeps steady ones from the network."""
     heard = (part.waveform for part in parts if not (gated and is_steady(part.waveform)))
     return sum(len(predictor.transcribe(waveform).words) for waveform in heard)
-
-
-def utterances(blocks: Iterable[Samples]) -> Iterator[Piece]:
-    """What live sound is cut into."""
-    endpointer = Endpointer()
-    for block in blocks:
-        yield from endpointer.push(block)
-    if last := endpointer.end():
-        yield last
 
 
 def main() -> None:
