@@ -25,6 +25,7 @@ from speech.language_model import MARKS, UNKNOWN, LanguageModel, State
 from speech.spelling import START, HotLetters, hot_letters, letters_of, plain_letters
 
 OPTIONS = "decoder.json"  # the name of a BeamOptions file in a model's folder
+RAREST = 1e-3  # what rarer labels than that count as
 NEVER = 1e-30  # probability of what the network rules out: no step may end all prefixes
 Weights = Mapping[str, float]  # hot words or phrases, and the bonus of each in nats
 Scored = list[tuple[Transcript, float]]  # each with the logarithm of its weighed probability, best first
@@ -35,22 +36,32 @@ NONE_HOT: Weights = MappingProxyType({})
 class BeamOptions:
     """Weights (in nats) and limits of the search.
 
+    The network's probabilities p are surer than they are right, and hold what is usual twice, as language does too: the
+    search takes p ** acoustic_scale / prior ** prior_scale instead (the prior as in hybrid systems: Bourlard & Morgan,
+    Connectionist Speech Recognition, 1994; Manohar et al., IEEE SLT 2015, for CTC).
+
     Raises ValueError if a limit leaves nothing to search or a number is not finite, TypeError if it is none.
     """
 
-    width: int = 64  # prefixes that are kept
+    width: int = 128  # prefixes that are kept
     lm_weight: float = 0.5  # of the language model's log-probabilities, beside the network's
     word_bonus: float = 1.0  # for each word: what a language model takes from long texts is given back
+    acoustic_scale: float = 1.0  # of the network's log-probabilities
+    prior_scale: float = 0.0  # of the priors' logarithms
+    priors: tuple[float, ...] = ()  # how probable each label is on the whole; none: all the same
     unknown_penalty: float = 0.0  # for each word outside the vocabulary, on top of the cost of its letters
     labels: int = 8  # labels that are tried in one step
     label_floor: float = 3e-3  # probability below which a label is not tried
-    beam_floor: float = 5e-4  # share of the best prefix's probability below which a prefix is dropped
+    beam_floor: float = 1e-4  # share of the best prefix's probability below which a prefix is dropped
     recombine: bool = True  # of prefixes that the future cannot tell apart keep the best; lists fewer alternatives
-    blank_skip: float = 0.97  # a step whose blank is more probable than this says nothing
+    blank_skip: float = 0.99  # a step whose blank is more probable than this says nothing
 
     def __post_init__(self) -> None:
-        if min(index(self.width), index(self.labels)) < 1 or not all(map(math.isfinite, asdict(self).values())):
+        numbers = [*self.priors, *(value for name, value in asdict(self).items() if name != "priors")]
+        if min(index(self.width), index(self.labels)) < 1 or not all(map(math.isfinite, numbers)):
             raise ValueError(f"expected finite numbers, a width and labels of at least 1, found {self}")
+        if not all(0 <= prior <= 1 for prior in self.priors):
+            raise ValueError(f"expected priors of 0 to 1, found {self.priors}")
 
 
 def read_options(file: Path) -> BeamOptions:
@@ -62,6 +73,7 @@ def read_options(file: Path) -> BeamOptions:
         raise ModelNotFound(f"expected the decoder's weights in {file.name!r}, found no such file")
     try:
         found = {**json.loads(file.read_text(encoding="utf-8"))}
+        found["priors"] = tuple(found.get("priors", ()))
         return BeamOptions(**{field.name: found[field.name] for field in fields(BeamOptions) if field.name in found})
     except (ValueError, TypeError) as error:
         raise ModelMismatch(f"expected {file.name} to be the weights of a decoder, found: {error}") from error
@@ -152,8 +164,9 @@ class _Search:
         self.mass[BLANK] += self.mass[LABEL]
         self.mass[LABEL] = 0
 
-    def step(self, row: Floats, tried: Ints, space: int, place: int) -> None:
-        """Go on by one step of these probabilities, trying these labels, of which number ``space`` is the space."""
+    def step(self, row: Floats, plain: Floats, tried: Ints, space: int, place: int) -> None:
+        """Go on by one step of these probabilities (``plain`` before they were weighed), trying these labels, of which
+        number ``space`` is the space."""
         tables, options, tree, state = self.decoder.letters, self.decoder.options, self.tree, self.state
         nodes, last, n, k = state[NODE], state[LAST], state.shape[1], len(tried)
         total, heard = self.mass[BLANK] + self.mass[LABEL], row[last]
@@ -184,8 +197,9 @@ class _Search:
         label[held] += gain[above, column]
         gain[above, column] = 0
 
-        louder = ((heard > tree.peak[nodes]) & (label > blank)).nonzero()[0]
-        tree.peak[nodes[louder]], tree.nodes[PLACE, nodes[louder]] = heard[louder], place
+        clear = plain[last]
+        louder = ((clear > tree.peak[nodes]) & (label > blank)).nonzero()[0]
+        tree.peak[nodes[louder]], tree.nodes[PLACE, nodes[louder]] = clear[louder], place
 
         score = np.concatenate([blank + label, gain.ravel()])
         best = score.max()
@@ -221,7 +235,7 @@ class _Search:
         kept = kept[: options.width]
         self.state, self.mass, new = state[:, kept], mass[:, kept], (found[kept] >= n).nonzero()[0]
         character = self.state[LAST, new]
-        self.state[NODE, new] = tree.add(self.state[NODE, new], character, row[character], place)
+        self.state[NODE, new] = tree.add(self.state[NODE, new], character, plain[character], place)
 
     def ended(self) -> dict[int, float]:
         """Node and logarithm of the probability of each text, its last word ended; likelier prefixes first."""
@@ -271,6 +285,8 @@ class BeamDecoder:
         letters = set(alphabet.characters.translate(MARKS)) - {" "}
         if language_model and not letters <= set(language_model.letters):
             raise ModelMismatch(f"expected a language model of words in {letters}, found {language_model.letters!r}")
+        if len(self.options.priors) not in (0, alphabet.size):
+            raise ModelMismatch(f"expected {alphabet.size} priors, found {len(self.options.priors)}")
         if language_model:
             self.letters = letters_of(language_model, alphabet, self.options.lm_weight)
         else:
@@ -301,13 +317,20 @@ class BeamDecoder:
         spoken = np.flatnonzero(rows[:, -1] <= options.blank_skip)
         search = _Search(self, len(spoken), hot)
         search.scale = float(np.log(np.delete(rows[:, -1], spoken)).sum())
-        rows = rows[spoken]
+        plain = rows[spoken]
+        rows = plain**options.acoustic_scale
+        if options.priors:
+            priors = np.array(options.priors)
+            priors[-1] += priors[0]
+            rows *= np.maximum(priors, RAREST) ** -options.prior_scale
+        rows /= rows[:, 1:].sum(axis=1, keepdims=True)
         order = np.argsort(-rows[:, 1:-1], axis=1, kind="stable")[:, : options.labels] + 1
         tried = np.minimum((rows[:, 1:-1] > options.label_floor).sum(axis=1), options.labels).tolist()
         gaps = (np.diff(spoken, prepend=-1) > 1).tolist()
         spaces = np.where((order == self.space).any(1), (order == self.space).argmax(1), options.labels).tolist()
-        for step, (row, labels, n, space, gap) in enumerate(zip(rows, order, tried, spaces, gaps, strict=True)):
+        inputs = zip(rows, plain, order, tried, spaces, gaps, strict=True)
+        for step, (row, before, labels, n, space, gap) in enumerate(inputs):
             if gap:
                 search.silence()
-            search.step(row, labels[:n], space if space < n else -1, step)
+            search.step(row, before, labels[:n], space if space < n else -1, step)
         return search, spoken.tolist()

@@ -194,6 +194,33 @@ def test_silence_may_be_skipped(model: LanguageModel) -> None:
     assert [(w.start, w.end) for w in first.words] == [(w.start, w.end) for w in second.words]
 
 
+@given(st.integers(0, 10**6), st.floats(0.3, 1.2), st.floats(0, 0.6))
+@settings(max_examples=30)
+def test_what_is_heard_is_weighed(model: LanguageModel, seed: int, scale: float, prior_scale: float) -> None:
+    """As if the network itself had said p ** scale / prior ** prior_scale; but words are as sure as it really was."""
+    log_probs = random_log_probs(seed, 6)
+    priors = np.random.default_rng(seed).dirichlet(np.ones(SMALL.size)).astype(np.float64)
+    heard = np.exp(log_probs.values.astype(np.float64))
+    heard[:, -1] += heard[:, 0]
+    merged = np.array(priors)
+    merged[-1] += merged[0]
+    weighed = heard**scale / np.maximum(merged, 1e-3) ** prior_scale
+    weighed[:, 0] = 1e-30
+    weighed /= weighed.sum(axis=1, keepdims=True)
+    options = exact(lm_weight=0.5, acoustic_scale=scale, prior_scale=prior_scale, priors=tuple(priors.tolist()))
+    found = BeamDecoder(SMALL, model, options).hypotheses(log_probs)
+    expected = BeamDecoder(SMALL, model, exact(lm_weight=0.5)).hypotheses(LogProbs(np.log(weighed)))
+    scores = [{transcript.text: score for transcript, score in texts} for texts in (found, expected)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    letters = [np.exp(log_probs.values[:, 1:-1]).max()]
+    assert all(0 <= transcript.confidence <= max(letters) + 1e-6 for transcript, _ in found)
+
+
+def test_there_is_a_prior_for_each_label(model: LanguageModel) -> None:
+    with pytest.raises(ModelMismatch, match="expected 32 priors, found 3"):
+        BeamDecoder(Alphabet(), model, BeamOptions(priors=(0.2, 0.3, 0.5)))
+
+
 @given(st.lists(st.sampled_from(["a", "cat", "sat", "zebra"]), max_size=4).map(" ".join), st.floats(0, 1))
 def test_words_have_the_times_of_greedy_decoding(model: LanguageModel, text: str, duration: float) -> None:
     log_probs = spoken(text, Alphabet(), 0.999)
@@ -225,9 +252,18 @@ def test_options_are_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "decoder.json"
     with pytest.raises(ModelNotFound):
         read_options(file)
-    file.write_text('{"width": 7, "lm_weight": 0.25, "measured": {"wer": 12.5}}')
-    assert read_options(file) == BeamOptions(width=7, lm_weight=0.25)
-    for damaged in ("{", "[]", '{"width": 0}', '{"width": "wide"}', "\ud800".encode("utf-8", "replace").decode()):
+    file.write_text('{"width": 7, "lm_weight": 0.25, "priors": [0.5, 0.5], "measured": {"wer": 12.5}}')
+    assert read_options(file) == BeamOptions(width=7, lm_weight=0.25, priors=(0.5, 0.5))
+    for damaged in (
+        "{",
+        "[]",
+        '{"width": 0}',
+        '{"width": "wide"}',
+        '{"priors": [2]}',
+        '{"priors": 1}',
+        '{"priors": ["a"]}',
+        "\ud800".encode("utf-8", "replace").decode(),
+    ):
         file.write_text(damaged)
         with pytest.raises(ModelMismatch):
             read_options(file)

@@ -25,7 +25,11 @@ from speech.language_model import LanguageModel, read_language_model
 from speech.model_card import LANGUAGE_MODEL, add_files
 from training.dataset import load_clips, read_utterances
 
-RANGES = {"lm_weight": (0.1, 1.3), "word_bonus": (0.0, 4.0), "unknown_penalty": (-2.0, 4.0)}  # of the search, nats
+RANGES = {
+    "lm_weight": (0.1, 1.3), "word_bonus": (-2.0, 3.0), "unknown_penalty": (-2.0, 4.0), "acoustic_scale": (0.4, 1.1),
+    "prior_scale": (0.0, 0.5),
+}  # fmt: skip
+START = BeamOptions(lm_weight=0.85, word_bonus=-0.7, unknown_penalty=1.5, acoustic_scale=0.8, prior_scale=0.18)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,15 +87,17 @@ def load(file: Path) -> list[Heard]:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """(WER, CER) in percent by corpus, and milliseconds of processor time per second of sound."""
+    """(WER, CER) in percent and seconds of sound by corpus, and milliseconds of processor time per second of sound."""
 
     rates: dict[str, tuple[float, float]]
+    seconds: dict[str, float]
     milliseconds: float
 
     @property
     def loss(self) -> float:
-        """What the search makes small: WER plus CER, each corpus counting the same."""
-        return float(np.mean([wer + cer for wer, cer in self.rates.values()]))
+        """What the search makes small: WER plus CER, each corpus by the square root of its seconds."""
+        weights = [self.seconds[name] ** 0.5 for name in self.rates]
+        return float(np.average([wer + cer for wer, cer in self.rates.values()], weights=weights))
 
     def __str__(self) -> str:
         rates = ", ".join(f"{name} WER {wer:.1f} CER {cer:.1f}" for name, (wer, cer) in self.rates.items())
@@ -103,24 +109,31 @@ def score(heard: Sequence[Heard], alphabet: Alphabet, decoder: BeamDecoder | Non
     started = time.process_time()
     texts = [(decoder.decode(h.log_probs) if decoder else decode_greedy(h.log_probs, alphabet)).text for h in heard]
     spent = time.process_time() - started
-    rates = {}
+    rates, seconds = {}, {}
     for corpus in sorted({h.corpus for h in heard}):
         said, found = zip(*((h.text, t) for h, t in zip(heard, texts, strict=True) if h.corpus == corpus), strict=True)
         rates[corpus] = (100 * jiwer.wer(list(said), list(found)), 100 * jiwer.cer(list(said), list(found)))
-    return Score(rates, 1000 * spent / sum(h.seconds for h in heard))
+        seconds[corpus] = sum(h.seconds for h in heard if h.corpus == corpus)
+    return Score(rates, seconds, 1000 * spent / sum(seconds.values()))
+
+
+def priors(heard: Sequence[Heard]) -> tuple[float, ...]:
+    """How probable each label is on the whole: the mean of what the network said."""
+    mean = np.exp(np.concatenate([h.log_probs.values for h in heard])).mean(axis=0, dtype=np.float64)
+    return tuple(mean.round(6).tolist())
 
 
 def search(
     heard: Sequence[Heard], alphabet: Alphabet, model: LanguageModel, options: BeamOptions, trials: int, seed: int
 ) -> tuple[BeamOptions, Score]:
-    """The best weights: half of the trials anywhere in RANGES, half near the best so far, ever nearer."""
+    """The best weights: a third of the trials anywhere in RANGES, the rest near the best so far, ever nearer."""
     rng = np.random.default_rng(seed)
     best, best_score = options, score(heard, alphabet, BeamDecoder(alphabet, model, options))
     for trial in range(trials):
-        near = max(0.0, 2 * trial / trials - 1)
+        near = max(0.0, 1.5 * trial / trials - 0.5)
         weights = {}
         for name, (low, high) in RANGES.items():
-            width = (high - low) * (1 - near) / 3
+            width = (high - low) * (1 - near) / 4
             anywhere, nearby = rng.uniform(low, high), getattr(best, name) + rng.normal(0, width)
             weights[name] = round(float(np.clip(nearby if near else anywhere, low, high)), 3)
         tried = replace(options, **weights)  # type: ignore[arg-type]
@@ -162,7 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     alphabet, model = Alphabet(), read_language_model(given.lm or given.model / LANGUAGE_MODEL)
     greedy = score(heard, alphabet, None)
     print(f"{len(heard)} clips, {sum(h.seconds for h in heard):.0f} s; greedy: {greedy}", flush=True)
-    options, found = search(heard, alphabet, model, BeamOptions(width=given.width), given.trials, given.seed)
+    start = replace(START, width=given.width, priors=priors(heard))
+    options, found = search(heard, alphabet, model, start, given.trials, given.seed)
     print(f"beam: {found}\n{options}")
     written = {**asdict(options), "measured": _report(heard, greedy, found, given.trials)}
     out = given.out or given.model / OPTIONS

@@ -1,0 +1,60 @@
+"""The weights of the search are tuned on what the network heard, and written for the service to read."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speech.alphabet import Alphabet
+from speech.beam import BeamDecoder, read_options
+from speech.ctc import LogProbs
+from speech.language_model import read_language_model
+from training.language_model import train, write
+from training.tune_decoder import START, Heard, load, main, priors, save, score
+
+TEXTS = ["the cat sat", "a zebra sat", "the cat ran", "a cat", "the zebra ran"]
+
+
+def mumbled(text: str, seed: int) -> LogProbs:
+    """A network that often takes one letter for another."""
+    rng, alphabet = np.random.default_rng(seed), Alphabet()
+    rows = rng.dirichlet(np.full(alphabet.size, 0.05), 2 * len(text)) * 0.6
+    for i, label in enumerate(alphabet.encode(text)):
+        rows[2 * i, label] += 0.4
+        rows[2 * i + 1, alphabet.blank] += 0.4
+    return LogProbs(np.log(np.maximum(rows, 1e-9)).astype(np.float32))
+
+
+@pytest.fixture
+def heard() -> list[Heard]:
+    return [Heard(mumbled(text, n), text, ("one", "two")[n % 2]) for n, text in enumerate(TEXTS * 3)]
+
+
+def test_what_was_heard_is_kept(heard: list[Heard], tmp_path: Path):
+    save(heard, tmp_path / "heard.npz")
+    again = load(tmp_path / "heard.npz")
+    assert [(h.text, h.corpus) for h in again] == [(h.text, h.corpus) for h in heard]
+    assert all(np.array_equal(a.log_probs.values, b.log_probs.values) for a, b in zip(again, heard, strict=True))
+
+
+def test_priors_are_shares(heard: list[Heard]):
+    found = np.array(priors(heard))
+    assert found.sum() == pytest.approx(1, abs=1e-4)
+    assert found.argmax() == Alphabet().blank
+
+
+def test_tuning_finds_weights_at_least_as_good_and_writes_them(heard: list[Heard], tmp_path: Path, capsys):
+    save(heard, tmp_path / "heard.npz")
+    write(train(TEXTS * 2, 3, [0, 0, 0], 1), tmp_path / "lm.npz")
+    out = tmp_path / "decoder.json"
+    main(
+        [str(tmp_path), "--log-probs", str(tmp_path / "heard.npz"), "--trials", "6", "--width", "16", "--out", str(out)]
+    )
+    options, model = read_options(out), read_language_model(tmp_path / "lm.npz")
+    assert (options.width, options.priors) == (16, priors(heard))
+    tuned, plain = (score(heard, Alphabet(), BeamDecoder(Alphabet(), model, tried)) for tried in (options, START))
+    assert tuned.loss <= plain.loss
+    written = json.loads(out.read_text())["measured"]
+    assert written["wer_cer_percent"]["beam"]["one"][0] < written["wer_cer_percent"]["greedy"]["one"][0]
+    assert "greedy" in capsys.readouterr().out
