@@ -21,7 +21,7 @@ from speech.features import FRAME_LENGTH
 FRAME = 441  # samples, 20 ms: levels are measured over these
 STEP = 5 * FRAME  # samples, 0.1 s: what is decided on at once
 LOWEST = -100.0  # dB of full scale, the level of digital silence
-PIECE = (15.0, 30.0)  # seconds, shortest and longest piece of a file
+PIECE = (8.0, 16.0)  # seconds, shortest and longest piece of a file: as long as the clips that were learnt
 UTTERANCE = (10.0, 20.0)  # seconds, shortest and longest part of an utterance without a pause
 PAUSE = 0.7  # seconds of quiet that end an utterance
 LEAD = 0.3  # seconds heard before an utterance begins
@@ -79,9 +79,9 @@ def quietest(samples: Samples, after: float) -> int:
 
 
 def pieces(blocks: Iterable[Samples]) -> Iterator[Piece]:
-    """Sound of any length, block by block, as pieces of 15 to 30 s that are cut at the quietest moment there.
+    """Sound of any length, block by block, as pieces of 8 to 16 s that are cut at the quietest moment there.
 
-    What lasts less than 30 s stays whole. A last piece too short to hear is left out.
+    What lasts less than 16 s stays whole. A last piece too short to hear is left out.
     """
     shortest, longest = (round(seconds * SAMPLE_RATE) for seconds in PIECE)
     held: list[Samples] = []
