@@ -66,7 +66,7 @@ def main() -> None:
         calls[f"{name}, one clip"] = (lambda run=run: run(frames, n_frames), 1)  # type: ignore[misc]
         calls[f"{name}, batch of {given.batch}"] = (lambda run=run: run(*many), given.batch)  # type: ignore[misc]
         whole = SpeechPredictor(run)
-        calls[f"{name}, sound to text, one clip"] = (lambda whole=whole: whole.transcribe(clip), 1)  # type: ignore[misc]
+        calls[f"{name}, sound to text, greedy, one clip"] = (lambda whole=whole: whole.transcribe(clip), 1)  # type: ignore[misc]
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call, _ in calls.values():
         call()
