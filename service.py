@@ -255,7 +255,7 @@ class Service:
         assert self._batcher is not None
         while True:
             try:
-                return await self._batcher.submit((waveform, hot_words), waveform.duration)
+                return await self._batcher.submit((waveform, hot_words), waveform.duration, part=patient)
             except QueueFull as full:
                 if not patient:
                     raise

@@ -72,8 +72,9 @@ class Batcher(Generic[T, R]):
         with self._changed:
             self._check_room(seconds)
 
-    async def submit(self, item: T, seconds: float) -> R:
-        """The result of one item, in its turn. Cancelling the call takes the item out of the queue.
+    async def submit(self, item: T, seconds: float, part: bool = False) -> R:
+        """The result of one item, in its turn; a ``part`` of a long file takes the lane of long clips, however short it
+        is. Cancelling the call takes the item out of the queue.
 
         Raises:
             QueueFull: there is no room; NotReady: the batcher was closed; InferenceFailed: the worker died; whatever
@@ -84,7 +85,7 @@ class Batcher(Generic[T, R]):
             if self._closed:
                 raise NotReady("expected a running service, found one that is stopping")
             self._check_room(seconds)
-            self._lanes[seconds > LONG_SECONDS].append(waiting)
+            self._lanes[part or seconds > LONG_SECONDS].append(waiting)
             self._changed.notify_all()
         try:
             return await asyncio.wrap_future(waiting.future)

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -30,11 +31,11 @@ class Recorder:
         return [2 * item for item in items]
 
 
-async def held(recorder: Recorder, batcher: Batcher, seconds: float = 1.0) -> asyncio.Task:
+async def held(recorder: Recorder, batcher: Batcher, seconds: float = 1.0, part: bool = False) -> asyncio.Task:
     """Keep the lane busy with one item until ``go_on`` is set."""
     recorder.go_on.clear()
     recorder.started.clear()
-    task = asyncio.create_task(batcher.submit(0.5, seconds))
+    task = asyncio.create_task(batcher.submit(0.5, seconds, part))
     await asyncio.to_thread(recorder.started.wait, 10)
     return task
 
@@ -93,13 +94,14 @@ def test_batches_are_of_similar_length_and_bounded():
         assert list(batch) == sorted(batch)  # oldest first
 
 
-def test_a_short_clip_does_not_wait_for_a_long_one():
+@pytest.mark.parametrize("long", [{"seconds": LONG_SECONDS + 1}, {"part": True}], ids=["long clip", "part of a file"])
+def test_a_short_clip_does_not_wait_for_a_long_one(long: dict[str, Any]):
     async def scenario(recorder, batcher):
-        long = await held(recorder, batcher, seconds=LONG_SECONDS + 1)
+        busy = await held(recorder, batcher, **long)
         recorder.started.clear()
         (short,) = await submitted(batcher, (1, 1.0))
         assert await asyncio.to_thread(recorder.started.wait, 5)  # it began while the long one was being run
-        assert not long.done()
+        assert not busy.done()
         recorder.go_on.set()
         assert await short == 2
 
