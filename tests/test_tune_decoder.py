@@ -1,6 +1,7 @@
 """The weights of the search are tuned on what the network heard, and written for the service to read."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +52,10 @@ def test_tuning_finds_weights_at_least_as_good_and_writes_them(heard: list[Heard
     main(
         [str(tmp_path), "--log-probs", str(tmp_path / "heard.npz"), "--trials", "6", "--width", "16", "--out", str(out)]
     )
+    start = replace(START, width=16, priors=priors(heard))
     options, model = read_options(out), read_language_model(tmp_path / "lm.npz")
     assert (options.width, options.priors) == (16, priors(heard))
-    tuned, plain = (score(heard, Alphabet(), BeamDecoder(Alphabet(), model, tried)) for tried in (options, START))
+    tuned, plain = (score(heard, Alphabet(), BeamDecoder(Alphabet(), model, tried)) for tried in (options, start))
     assert tuned.loss <= plain.loss
     written = json.loads(out.read_text())["measured"]
     assert written["wer_cer_percent"]["beam"]["one"][0] < written["wer_cer_percent"]["greedy"]["one"][0]

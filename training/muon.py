@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # of the quintic polynomial, and how often it is applied
-ITERATIONS = 5
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # of the quintic polynomial
+ITERATIONS = 5  # of it
 ADAMW_RMS = 0.2  # of AdamW's steps, by which a learning rate means the same for both (https://arxiv.org/abs/2502.16982)
 
 
