@@ -3,6 +3,9 @@
 import dataclasses
 import itertools
 import math
+import re
+import subprocess
+import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,10 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from speech.alphabet import CHARACTERS, Alphabet
-from speech.beam import BeamDecoder, BeamOptions, read_options
+from speech.beam import BeamDecoder, read_options
 from speech.ctc import LogProbs, decode_greedy
 from speech.errors import ModelMismatch, ModelNotFound
 from speech.language_model import UNKNOWN, LanguageModel, read_language_model
+from speech.search import CODE, BeamOptions
 from training.language_model import train, write
 
 SMALL = Alphabet("ab ")
@@ -177,7 +181,7 @@ def test_the_width_holds(width: int, model: LanguageModel) -> None:
     assert len(decoder.hypotheses(random_log_probs(1, 40, Alphabet()))) <= width
 
 
-@pytest.mark.parametrize("wrong", [{"width": 0}, {"labels": 0}, {"lm_weight": math.nan}])
+@pytest.mark.parametrize("wrong", [{"width": 0}, {"width": 100_001}, {"labels": 0}, {"lm_weight": math.nan}])
 def test_impossible_options_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="expected"):
         exact(**wrong)
@@ -241,6 +245,25 @@ def test_threads_share_a_decoder(model: LanguageModel) -> None:
     alone = [decoder.hypotheses(clip) for clip in clips]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(decoder.hypotheses, clips * 3)) == alone * 3
+
+
+def test_a_search_that_takes_too_much_memory_ends(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("speech.search.LARGEST", 8 << 20)
+    decoder, short, long = BeamDecoder(Alphabet(), model), spoken("a cat", Alphabet()), np.full((20_000, 32), -1, "f4")
+    before = decoder.hypotheses(short)
+    with pytest.raises(MemoryError):
+        decoder.decode(LogProbs(long))
+    assert decoder.hypotheses(short) == before
+
+
+def test_the_compiled_search_is_that_of_its_source(tmp_path: Path) -> None:
+    """Built again by the command at the top of search.c."""
+    source = CODE.with_suffix(".c").read_text()
+    command = re.sub(r"[ *\\\n]+", " ", source[source.index("python -m ziglang") : source.index("speech/search.c\n")])
+    built = tmp_path / "search.wasm"
+    words = [*command.replace("speech/search.wasm", str(built)).split()[1:], "speech/search.c"]
+    subprocess.run([sys.executable, *words], cwd=CODE.parents[1], check=True, timeout=120)
+    assert built.read_bytes() == CODE.read_bytes()
 
 
 def test_a_language_model_must_spell_the_alphabet(model: LanguageModel) -> None:

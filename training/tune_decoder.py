@@ -19,10 +19,11 @@ import numpy as np
 from predictor import SpeechPredictor
 from speech.alphabet import Alphabet
 from speech.audio import from_pcm16
-from speech.beam import OPTIONS, BeamDecoder, BeamOptions
+from speech.beam import OPTIONS, BeamDecoder
 from speech.ctc import SECONDS_PER_STEP, LogProbs, decode_greedy
 from speech.language_model import LanguageModel, read_language_model
 from speech.model_card import LANGUAGE_MODEL, add_files
+from speech.search import BeamOptions
 from training.dataset import load_clips, read_utterances
 
 RANGES = {
