@@ -5,7 +5,8 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from speech.features import SECONDS_PER_FRAME, covered_seconds, spectrogram
 from speech.hot_words import read_hot_words
 from speech.language_model import read_language_model
 from speech.model_card import LANGUAGE_MODEL, ModelCard, check_file, read_card
+from speech.pauses import fitted, levels
 
 log = logging.getLogger("predictor")
 
@@ -72,10 +74,12 @@ class SpeechPredictor:
         """
         started, folder = time.perf_counter(), Path(folder)
         card = read_card(folder)
-        chosen, run = load_engine(card, folder, engine, threads)
         if decoder == "auto":
             decoder = "beam" if {LANGUAGE_MODEL, OPTIONS} <= card.sha256.keys() else "greedy"
-        decode = load_beam(card, folder) if decoder == "beam" else None
+        with ThreadPoolExecutor(1) as beside:
+            loading = beside.submit(load_beam, card, folder) if decoder == "beam" else None
+            chosen, run = load_engine(card, folder, engine, threads)
+            decode = loading.result() if loading else None
         give_back_memory()
         seconds = time.perf_counter() - started
         log.info("model %s loaded, engine %s, decoder %s, %.2f s", card.name, chosen, decoder, seconds)
@@ -87,13 +91,7 @@ class SpeechPredictor:
         Raises:
             AudioError: the sound cannot be used; OSError: the path cannot be read.
         """
-        if isinstance(audio, str | Path):
-            audio = Path(audio).read_bytes()
-        if isinstance(audio, bytes):
-            audio = decode_wav(audio)
-        if isinstance(audio, np.ndarray):
-            audio = Waveform(audio.astype(np.float32))
-        return spectrogram(audio).frames
+        return spectrogram(_waveform(audio)).frames
 
     def make_prediction(self, spectrogram: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Log-probabilities float32 (batch, ⌈n_frames / 2⌉, n_outputs) of one spectrogram (n_frames, 193) or of
@@ -133,7 +131,8 @@ class SpeechPredictor:
     ) -> tuple[list[Transcript], Stages]:
         """`transcribe_batch`, each recording with hot words of its own, if there are any; and where the time went."""
         started = time.perf_counter()
-        spectrograms = [self.encode_single_sample(audio) for audio in recordings]
+        waveforms = [_waveform(audio) for audio in recordings]
+        spectrograms = [spectrogram(waveform).frames for waveform in waveforms]
         n_frames = np.array([len(frames) for frames in spectrograms], np.int32)
         longest = int(n_frames.max()) + int(n_frames.max()) % 2
         frames = np.zeros((len(spectrograms), longest, spectrograms[0].shape[1]), np.float32)
@@ -148,6 +147,10 @@ class SpeechPredictor:
                 log_probs, n_frames.tolist(), hot_words or [NONE_HOT] * len(recordings), strict=True
             )
         ]
+        transcripts = [
+            replace(transcript, words=fitted(transcript.words, levels(waveform), covered_seconds(n)))
+            for transcript, waveform, n in zip(transcripts, waveforms, n_frames.tolist(), strict=True)
+        ]
         return transcripts, Stages(encoded - started, ran - encoded, time.perf_counter() - ran)
 
     def warm_up(self) -> None:
@@ -159,6 +162,14 @@ class SpeechPredictor:
             return self.engine(frames, n_frames)
         except Exception as error:
             raise InferenceFailed(f"the network failed on frames {frames.shape}: {error}") from error
+
+
+def _waveform(audio: Audio) -> Waveform:
+    if isinstance(audio, str | Path):
+        audio = Path(audio).read_bytes()
+    if isinstance(audio, bytes):
+        audio = decode_wav(audio)
+    return Waveform(audio.astype(np.float32)) if isinstance(audio, np.ndarray) else audio
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from speech.errors import InferenceFailed, NotReady, QueueFull
 
 LONG_SECONDS = 20.0  # a clip that lasts longer takes the second lane
 MAX_BATCH = 16  # clips
-MAX_BATCH_SECONDS = 80.0  # of a batch, padding included
+MAX_BATCH_SECONDS = 40.0  # of a batch, padding included
 SIMILAR = 1.5  # longest over shortest clip of a batch
 
 T = TypeVar("T")

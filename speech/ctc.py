@@ -1,8 +1,8 @@
 """From log-probabilities to text: greedy CTC decoding.
 
 A CTC network writes a character in a few steps at some place inside its sound, the rest is blank: a word's first
-character comes late and its last one early. `widened` makes up for what that is on average; the rest is measured by
-``python -m benchmarks.word_times``.
+character comes late and its last one early. `widened` makes up for what that is on average, `speech.pauses`
+fits to the sound what it can; ``python -m benchmarks.word_times`` measures the rest.
 """
 
 import math

@@ -22,7 +22,7 @@ Frames = npt.NDArray[np.float32]
 Lengths = npt.NDArray[np.int32]
 Engine = Callable[[Frames, Lengths], npt.NDArray[np.float32]]
 
-LARGE = 12_000  # frames of a batch, padding included; what a larger one needed is given back to the system
+LARGE = 6_000  # frames of a batch, padding included; what a larger one needed is given back to the system
 
 MAX_WER_CHANGE = 0.2  # points of word error rate that bfloat16 may cost
 

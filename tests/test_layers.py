@@ -46,6 +46,7 @@ ALLOWED = {
     "speech.formats": {"speech.audio", "speech.errors"},
     "speech.streaming": {"speech.audio", "speech.ctc", "speech.errors", "speech.features"},
     "speech.segments": {"speech.ctc"},
+    "speech.pauses": {"speech.audio", "speech.ctc"},
     "speech.subtitles": {"speech.ctc", "speech.segments"},
     "speech.model_card": {"speech.alphabet", "speech.audio", "speech.features", "speech.errors"},
     "speech.model": {"speech.alphabet", "speech.features", "speech.errors"},
