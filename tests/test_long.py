@@ -105,6 +105,23 @@ def test_deltas_come_while_the_rest_is_still_heard(settings: Settings):
     assert done == {"type": "transcript.text.done", "text": text}
 
 
+def test_a_short_clip_does_not_wait_for_the_pieces_of_a_file(settings: Settings):
+    third, go_on = threading.Event(), threading.Event()
+
+    def before(number: int) -> None:
+        if number == 3:
+            third.set()
+            assert go_on.wait(20)
+
+    with serving(settings, Scribe(before)) as url:
+        file, clip = flac(voice(70)), flac(voice(2))
+        with httpx.stream("POST", url + PATH, files=file, data={"stream": "true"}, timeout=60) as response:
+            assert third.wait(20)
+            assert httpx.post(url + PATH, files=clip, timeout=10).json() == {"text": "d"}
+            go_on.set()
+            assert list(events(response))[-1]["type"] == "transcript.text.done"
+
+
 def test_a_client_that_leaves_stops_the_work(settings: Settings):
     engine, go_on = Scribe(lambda number: number <= 2 or go_on.wait(20)), threading.Event()
     with serving(settings, engine) as url:
