@@ -1,8 +1,9 @@
 """Sound from any common file, decided by its content: decoded block by block, mixed to mono, resampled to 22050 Hz.
 
-WAV, AIFF, FLAC, Ogg and MP3 are read by libsndfile (soundfile), m4a, mp4 and webm by FFmpeg (PyAV, optional). A file
-that breaks off is decoded as far as it goes, and the break is logged. Nothing that a header says of a length is
-believed: what was decoded is counted, so that minutes of silence in a few bytes cost no more than ``max_seconds``.
+WAV, AIFF, FLAC, Ogg and MP3 are read by libsndfile (soundfile), m4a, mp4, webm and FLAC in Ogg by FFmpeg (PyAV,
+optional). A file that breaks off is decoded as far as it goes, and the break is logged. Nothing that a header says of a
+length is believed: what was decoded is counted, so that minutes of silence in a few bytes cost no more than
+``max_seconds``.
 """
 
 import io
@@ -56,7 +57,7 @@ def decode_audio(data: bytes, max_seconds: float = float("inf")) -> Waveform:
 def decode_blocks(data: bytes, max_seconds: float = float("inf")) -> Iterator[npt.NDArray[np.float32]]:
     """`decode_audio` block by block, for sound that is not to be in memory as a whole; raises as it goes."""
     kind = _kind(data)
-    rate, blocks = _open_av(data, kind) if kind in ("mov", "matroska") else _open_soundfile(data)
+    rate, blocks = _open_av(data, kind) if kind != "sndfile" else _open_soundfile(data)
     for block in _resampled(_mono(blocks, rate, max_seconds), rate):
         samples = np.clip(np.rint(block * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
         yield from_pcm16(samples).samples
@@ -123,6 +124,8 @@ def _kind(data: bytes) -> str:
     form = data[:4], data[8:12]
     if form in ((b"RIFF", b"WAVE"), (b"RIFX", b"WAVE"), (b"RF64", b"WAVE"), (b"FORM", b"AIFF"), (b"FORM", b"AIFC")):
         return "sndfile"
+    if data[:4] == b"OggS" and data[28:33] == b"\x7fFLAC":
+        return "ogg"  # libsndfile refuses it
     if data[:4] in (b"fLaC", b"OggS") or data[:3] == b"ID3" or _is_mpeg_audio(data[:4]):
         return "sndfile"
     if data[4:8] == b"ftyp":

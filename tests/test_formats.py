@@ -45,6 +45,7 @@ CELLS = [
     ("OGG", ["OPUS"], OPUS_RATES, [1, 2, 4]),
     ("MP3", ["MPEG_LAYER_III"], MP3_RATES, [1, 2]),
     ("AIFF", ["PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"], RATES, [1, 2]),
+    ("ogg", ["flac"], RATES, [1, 2]),
     ("mp4", ["aac"], AAC_RATES, [1, 2]),
     ("ipod", ["aac", "alac"], [16000, 44100], [1, 2]),  # m4a
     ("webm", ["libopus"], OPUS_RATES, [1, 2]),
@@ -58,7 +59,7 @@ NAMES = {  # in docs/formats.md
     "matroska": "Matroska", "PCM_U8": "8-bit unsigned", "PCM_S8": "8-bit", "PCM_16": "16-bit", "PCM_24": "24-bit",
     "PCM_32": "32-bit", "FLOAT": "32-bit float", "DOUBLE": "64-bit float", "ULAW": "µ-law", "ALAW": "A-law",
     "IMA_ADPCM": "IMA ADPCM", "VORBIS": "Vorbis", "OPUS": "Opus", "MPEG_LAYER_III": "Layer III", "aac": "AAC",
-    "alac": "ALAC", "libopus": "Opus", "pcm_s16le": "16-bit", "pcm_s24le": "24-bit", "pcm_u8": "8-bit unsigned",
+    "alac": "ALAC", "ogg": "Ogg", "flac": "FLAC", "libopus": "Opus", "pcm_s16le": "16-bit", "pcm_s24le": "24-bit", "pcm_u8": "8-bit unsigned",
     "pcm_f32le": "32-bit float",
 }  # fmt: skip
 
@@ -82,7 +83,7 @@ def encode(container: str, encoding: str, samples: np.ndarray, rate: int) -> byt
         size = stream.codec_context.frame_size or 1024
         fitted = av.AudioResampler(stream.codec_context.format, layout, rate, size)
         for part in [*fitted.resample(frame), *fitted.resample(None), None]:
-            output.mux(stream.encode(part))
+            output.mux([packet for packet in stream.encode(part) if packet.size])  # FLAC's last one is empty
     return file.getvalue()
 
 
@@ -175,6 +176,7 @@ FILES = {  # 3 s of each
     "vorbis": encode("OGG", "VORBIS", SOUND, 48000),
     "opus": encode("OGG", "OPUS", SOUND, 48000),
     "mp3": encode("MP3", "MPEG_LAYER_III", SOUND, 48000),
+    "oga": encode("ogg", "flac", SOUND, 48000),
     "webm": encode("webm", "libopus", SOUND, 48000),
     "mp4": encode("mp4", "aac", SOUND, 48000),
 }
