@@ -20,7 +20,7 @@ from speech.audio import Waveform, decode_wav
 from speech.batching import Batcher
 from speech.beam import NONE_HOT, Weights
 from speech.ctc import Transcript
-from speech.engine import give_back_memory
+from speech.engine import give_back_memory, share_memory
 from speech.errors import DeadlineExceeded, InferenceFailed, ModelError, NotReady, QueueFull, SpeechError
 from speech.features import check_length
 from speech.formats import decode_blocks
@@ -78,6 +78,7 @@ class Service:
     def start(self) -> "Future[None]":
         """Begin to load the model, once; done when it is loaded or cannot be."""
         if self._loading is None:
+            share_memory()
             self._loading = Future()
             threading.Thread(target=self._load, args=(self._loading,), name="loader", daemon=True).start()
         return self._loading

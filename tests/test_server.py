@@ -125,6 +125,8 @@ def test_a_client_that_hangs_up_is_logged_and_leaves_no_harm(server: Process):
 def test_logs_are_written_to_both_files(server: Process, tmp_path: Path):
     answer = server.post(make_wav(make_sound(1)))
     identity = answer.headers["X-Request-ID"]
-    server.wait_for(identity + r"\] POST")  # the request's line is written behind its answer
-    for name in ("api.log", "predictor.log"):
-        assert f"[{identity}]" in (tmp_path / "logs" / name).read_text(encoding="utf-8")
+    files = [tmp_path / "logs" / name for name in ("api.log", "predictor.log")]
+    deadline = time.monotonic() + 20  # the request's line is written behind its answer
+    while not all(f"[{identity}]" in file.read_text(encoding="utf-8") for file in files):
+        assert time.monotonic() < deadline, [file.read_text(encoding="utf-8") for file in files]
+        time.sleep(0.02)
