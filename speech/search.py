@@ -23,6 +23,7 @@ CODE = Path(__file__).with_suffix(".wasm")
 MAX_WIDTH = 100_000
 MOST_NATS = 300.0  # that the end of a word is worth, either way
 LARGEST = 1 << 30  # bytes that a search may take
+RESERVED = 128 << 20  # bytes of address space, more is found when it is needed; by default 4 GiB, which some limits forbid
 
 WORDS = np.dtype([("folded", "<u8"), ("length", "<i4"), ("unused", "<i4")])
 PREFIX = np.dtype(
@@ -104,7 +105,9 @@ class Search:
     def __init__(
         self, letters: Letters, model: LanguageModel | None, n_labels: int, space: int, options: BeamOptions
     ) -> None:
-        self._store, self._lock = wasmtime.Store(), threading.Lock()
+        config = wasmtime.Config()
+        config.memory_reservation = RESERVED
+        self._store, self._lock = wasmtime.Store(wasmtime.Engine(config)), threading.Lock()
         self._store.set_limits(memory_size=LARGEST)
         instance = wasmtime.Instance(self._store, wasmtime.Module.from_file(self._store.engine, str(CODE)), [])
         self._exports = instance.exports(self._store)
