@@ -23,7 +23,7 @@ CODE = Path(__file__).with_suffix(".wasm")
 MAX_WIDTH = 100_000
 MOST_NATS = 300.0  # that the end of a word is worth, either way
 LARGEST = 1 << 30  # bytes that a search may take
-RESERVED = 128 << 20  # bytes of address space, more is found when it is needed; by default 4 GiB, which some limits forbid
+RESERVED = 128 << 20  # bytes of address space to begin with; wasmtime would take 4 GiB, which some limits forbid
 
 WORDS = np.dtype([("folded", "<u8"), ("length", "<i4"), ("unused", "<i4")])
 PREFIX = np.dtype(
