@@ -55,8 +55,8 @@ class BeamOptions:
     priors: tuple[float, ...] = ()  # how probable each label is on the whole; none: all the same
     unknown_penalty: float = 0.0  # for each word outside the vocabulary, on top of the cost of its letters
     labels: int = 8  # labels that are tried in one step
-    label_floor: float = 3e-3  # probability below which a label is not tried
-    beam_floor: float = 1e-5  # share of the best prefix's probability below which a prefix is dropped
+    label_floor: float = 6e-3  # probability below which a label is not tried
+    beam_floor: float = 3e-5  # share of the best prefix's probability below which a prefix is dropped
     recombine: bool = True  # of prefixes that the future cannot tell apart keep the best; lists fewer alternatives
     blank_skip: float = 0.99  # a step whose blank is more probable than this says nothing
 
