@@ -13,6 +13,8 @@
 #define PAGE 65536
 #define TINY 1e-130 /* no factor of a word's end is less */
 #define NODES 4096  /* the tree grows by so many */
+#define ASKED 16384  /* answers of the language model that are remembered */
+#define BUCKETS 1024 /* of scores, from the best one downwards: 64 for each halving */
 enum { BEGINNING = 0, UNKNOWN = 2, NOT_YET = -1, NONE = -1, ROOT = 1, MAX_TABLES = 8 };
 
 /* A beginning of the text: its parent and one more label, heard best in step `place`. */
@@ -34,6 +36,11 @@ typedef struct {
     Words words, after; /* before and behind that word */
     int32_t node, last, letters, hot;
 } Prefix;
+
+/* Masses of a prefix before a step. */
+typedef struct {
+    double blank, total;
+} Masses;
 
 typedef struct {
     double score;
@@ -151,6 +158,23 @@ static Words follow(Words words, uint32_t next) {
     return words;
 }
 
+/* What was asked of the language model and is likely to be asked again: overwritten by whatever falls on its place. */
+static struct {
+    Words words, after;
+    uint32_t next, cost;
+} asked[ASKED];
+
+static uint32_t ask(Words words, uint32_t next, Words *after) {
+    uint64_t key = (words.folded * 31 + words.length) * 1000003 + next;
+    int32_t place = (int32_t)((key * 0x9E3779B97F4A7C15u) >> 48) % ASKED;
+    if (asked[place].next != next || asked[place].words.folded != words.folded || asked[place].words.length != words.length) {
+        asked[place].words = words, asked[place].next = next;
+        asked[place].cost = cost_of(words, next), asked[place].after = follow(words, next);
+    }
+    *after = asked[place].after;
+    return asked[place].cost;
+}
+
 /* The factor that the end of the prefix's unfinished word brings; `after` becomes what stands behind it. */
 static double end_of(Prefix *prefix) {
     if (prefix->end == NOT_YET) {
@@ -159,9 +183,8 @@ static double end_of(Prefix *prefix) {
         if (prefix->letters != BEGINNING) {
             prefix->end = rest[prefix->letters];
             if (unigrams) {
-                uint32_t next = token[prefix->letters], cost = cost_of(prefix->words, next);
+                uint32_t cost = ask(prefix->words, token[prefix->letters], &prefix->after);
                 prefix->end *= coarse[cost >> 8] * fine[cost & 255];
-                prefix->after = follow(prefix->words, next);
             }
             if (prefix->end < TINY) prefix->end = TINY;
         }
@@ -175,7 +198,8 @@ static Node *nodes;
 static int32_t n_nodes, nodes_reserved;
 static Prefix *beam, *other;
 static int32_t n_beam;
-static Candidate *heap;
+static Candidate *found, *sorted;
+static Masses *before;
 static double *gains;
 static int32_t *marked, *holder, mark, holders; /* a hash table of `holders` places, those of this step are marked */
 
@@ -188,20 +212,18 @@ static int32_t add_node(int32_t parent, int32_t label, int32_t place, double pea
     return n_nodes++;
 }
 
-static int better(Candidate a, Candidate b) {
-    if (a.score != b.score) return a.score > b.score;
-    if ((a.tried == NONE) != (b.tried == NONE)) return a.tried == NONE;
-    return a.prefix != b.prefix ? a.prefix < b.prefix : a.tried < b.tried;
+static int32_t bucket_of(double score, double best) {
+    union { double value; uint64_t bits; } low = {score}, high = {best}; /* the larger, the larger their bits */
+    uint64_t below = (high.bits - low.bits) >> 46;
+    return below < BUCKETS ? (int32_t)below : BUCKETS - 1;
 }
 
-static void sift(int32_t place, int32_t n) {
-    Candidate moved = heap[place];
-    for (int32_t child; (child = 2 * place + 1) < n; place = child) {
-        if (child + 1 < n && better(heap[child + 1], heap[child])) child++;
-        if (!better(heap[child], moved)) break;
-        heap[place] = heap[child];
-    }
-    heap[place] = moved;
+/* Sort what was found, best bucket first, into `sorted`: a counting sort. */
+static void sort_found(int32_t n, double best) {
+    int32_t places[BUCKETS + 1] = {0};
+    for (int32_t i = 0; i < n; i++) places[bucket_of(found[i].score, best) + 1]++;
+    for (int32_t i = 1; i <= BUCKETS; i++) places[i] += places[i - 1];
+    for (int32_t i = 0; i < n; i++) sorted[places[bucket_of(found[i].score, best)]++] = found[i];
 }
 
 static int same_future(const Prefix *a, const Prefix *b) {
@@ -225,14 +247,12 @@ static int is_known(const Prefix *beam, int32_t place) {
 /* One step of these weighed probabilities (`clear`: unweighed), trying k labels, of which number `space` is the space,
  * if it is not NONE. Returns the score of the best prefix, by which all masses are divided. */
 static double step(const double *row, const double *clear, const int32_t *tried, int32_t k, int32_t space, int32_t place) {
-    int32_t blank = options.n_labels - 1, n = n_beam;
+    int32_t blank = options.n_labels - 1, n = n_beam, n_found = 0, kept = 0;
     double floor = row[blank], best = 0;
     for (int32_t i = 0; i < n; i++) {
         Prefix *prefix = &beam[i];
-        double total = prefix->blank + prefix->label;
-        for (int32_t j = 0; j < k; j++)
-            gains[i * k + j] = (tried[j] == prefix->last ? prefix->blank : total) * row[tried[j]];
-        prefix->blank = total * row[blank];
+        before[i] = (Masses){prefix->blank, prefix->blank + prefix->label};
+        prefix->blank = before[i].total * row[blank];
         prefix->label *= row[prefix->last];
         if (prefix->label > floor) floor = prefix->label;
         nodes[prefix->node].slot = i;
@@ -241,19 +261,25 @@ static double step(const double *row, const double *clear, const int32_t *tried,
     for (int32_t i = 0; i < n; i++) {
         Prefix *prefix = &beam[i];
         for (int32_t j = 0; j < k; j++) {
+            int32_t label = tried[j];
             double *gain = &gains[i * k + j];
+            *gain = (label == prefix->last ? before[i].blank : before[i].total) * row[label];
             if (!(*gain > floor)) {
                 *gain = 0;
                 continue;
             }
-            *gain *= plain.weight[prefix->letters * options.n_labels + tried[j]];
-            if (hot.next) *gain *= hot.weight[prefix->hot * options.n_labels + tried[j]];
-            if (j != space) continue;
-            if (tried[j] != prefix->last) *gain *= end_of(prefix);
-            else { /* a second space writes nothing, nor does one at the beginning */
-                prefix->label += *gain;
-                *gain = 0;
+            *gain *= plain.weight[prefix->letters * options.n_labels + label];
+            if (hot.next) *gain *= hot.weight[prefix->hot * options.n_labels + label];
+            if (j == space) {
+                if (label == prefix->last) { /* a second space writes nothing, nor does one at the beginning */
+                    prefix->label += *gain;
+                    *gain = 0;
+                    continue;
+                }
+                *gain *= end_of(prefix);
             }
+            if (*gain > best) best = *gain;
+            found[n_found++] = (Candidate){0, i, j};
         }
     }
     for (int32_t i = 0; i < n; i++) { /* what leads to a prefix that is in the beam already belongs to it */
@@ -264,31 +290,27 @@ static double step(const double *row, const double *clear, const int32_t *tried,
                 prefix->label += gains[parent * k + j];
                 gains[parent * k + j] = 0;
             }
+        if (prefix->blank + prefix->label > best) best = prefix->blank + prefix->label;
+    }
+    int32_t n_new = n_found;
+    n_found = 0;
+    for (int32_t i = 0; i < n_new; i++) {
+        double score = gains[found[i].prefix * k + found[i].tried];
+        if (score > best * options.beam_floor) found[n_found++] = (Candidate){score, found[i].prefix, found[i].tried};
     }
     for (int32_t i = 0; i < n; i++) {
         Prefix *prefix = &beam[i];
         Node *node = &nodes[prefix->node];
+        double score = prefix->blank + prefix->label;
         node->slot = NONE;
         if (clear[prefix->last] > node->peak && prefix->label > prefix->blank)
             node->peak = clear[prefix->last], node->place = place;
-        if (prefix->blank + prefix->label > best) best = prefix->blank + prefix->label;
-        for (int32_t j = 0; j < k; j++)
-            if (gains[i * k + j] > best) best = gains[i * k + j];
+        if (score > best * options.beam_floor) found[n_found++] = (Candidate){score, i, NONE};
     }
-
-    int32_t found = 0, kept = 0;
-    for (int32_t i = 0; i < n; i++)
-        if (beam[i].blank + beam[i].label > best * options.beam_floor)
-            heap[found++] = (Candidate){beam[i].blank + beam[i].label, i, NONE};
-    for (int32_t i = 0; i < n; i++)
-        for (int32_t j = 0; j < k; j++)
-            if (gains[i * k + j] > best * options.beam_floor) heap[found++] = (Candidate){gains[i * k + j], i, j};
-    for (int32_t place = found / 2 - 1; place >= 0; place--) sift(place, found);
+    sort_found(n_found, best);
     mark++;
-    while (found && kept < options.width) {
-        Candidate next = heap[0];
-        heap[0] = heap[--found];
-        sift(0, found);
+    for (int32_t i = 0; i < n_found && kept < options.width; i++) {
+        Candidate next = sorted[i];
         Prefix *prefix = &other[kept];
         *prefix = beam[next.prefix];
         if (next.tried == NONE) {
@@ -305,8 +327,8 @@ static double step(const double *row, const double *clear, const int32_t *tried,
         if (next.tried != NONE) prefix->node = add_node(prefix->node, prefix->last, place, clear[prefix->last]);
         kept++;
     }
-    Prefix *before = beam;
-    beam = other, other = before, n_beam = kept;
+    Prefix *last = beam;
+    beam = other, other = last, n_beam = kept;
     return best;
 }
 
@@ -317,7 +339,9 @@ EXPORT(search) int32_t search(int32_t n, const double *rows, const double *clear
                               const int32_t *counts, const int32_t *spaces, const int32_t *gaps, double *best) {
     int32_t width = options.width;
     beam = reserve((width + 1) * sizeof(Prefix)), other = reserve((width + 1) * sizeof(Prefix));
-    gains = reserve(width * k * sizeof(double)), heap = reserve((width * (k + 1) + 1) * sizeof(Candidate));
+    before = reserve(width * sizeof(Masses)), gains = reserve(width * k * sizeof(double));
+    found = reserve(width * (k + 1) * sizeof(Candidate));
+    sorted = reserve(width * (k + 1) * sizeof(Candidate));
     holders = 2 * width + 1, mark = 0;
     marked = reserve(holders * sizeof(int32_t)), holder = reserve(holders * sizeof(int32_t));
     for (int32_t i = 0; i < holders; i++) marked[i] = 0;

@@ -248,7 +248,7 @@ def test_threads_share_a_decoder(model: LanguageModel) -> None:
 
 
 def test_a_search_that_takes_too_much_memory_ends(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("speech.search.LARGEST", 8 << 20)
+    monkeypatch.setattr("speech.search.LARGEST", 16 << 20)
     decoder, short, long = BeamDecoder(Alphabet(), model), spoken("a cat", Alphabet()), np.full((20_000, 32), -1, "f4")
     before = decoder.hypotheses(short)
     with pytest.raises(MemoryError):
