@@ -76,7 +76,10 @@ class _Reader:
         step alone."""
         path, nodes, words, clock = self._path(node), self.found.nodes, [], 0.0
         characters = [self.decoder.alphabet.characters[label - 1] for label in nodes["label"][path].tolist()]
-        places = [self.steps[place] for place in nodes["place"][path].tolist()]
+        heard = nodes["place"][path].tolist()
+        for i in range(len(heard) - 1, 0, -1):  # one character after the other, wherever each was heard best
+            heard[i - 1] = min(heard[i - 1], heard[i] - 1)
+        places = [self.steps[place] for place in heard]
         for is_space, run in groupby(range(len(path)), lambda i: characters[i] == " "):
             letters = list(run)
             if not is_space:

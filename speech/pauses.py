@@ -19,6 +19,7 @@ QUIET = 35.0  # dB that a pause is below loud speech, unless the background is l
 ABOVE_FLOOR = 6.0  # dB that a pause may be above the quietest steps
 LEAST_RANGE = 15.0  # dB between loud speech and a pause; with less, the sound tells nothing
 SHORTEST = 3  # steps of a pause, 44 ms: the closure of a p, t or k is not one
+TOUCHING = 1e-6  # seconds between words that are less far apart than they are widened, by rounding
 REACH = 28  # steps that an edge is looked for in, 0.4 s
 
 Levels = npt.NDArray[np.float32]
@@ -41,8 +42,8 @@ def fitted(words: Sequence[Word], loudness: Levels, duration: float = math.inf) 
     behind = [*(word.start + LEAD for word in words), duration]
     starts, ends = [word.start for word in words], [word.end for word in words]
     for place, (begin, end) in enumerate(zip(before, behind, strict=True)):
-        if 0 < place < len(words) and ends[place - 1] >= starts[place]:
-            continue  # the network heard no pause
+        if 0 < place < len(words) and starts[place] - ends[place - 1] < TOUCHING:
+            continue  # the network heard no pause: the words share what is between them
         if (place == 0 and starts[0] == 0) or (place == len(words) and ends[-1] == duration):
             continue  # how far the word was widened is not known
         first = max(0, math.ceil(begin / SECONDS_PER_STEP))

@@ -239,6 +239,12 @@ def test_words_have_the_times_of_greedy_decoding(model: LanguageModel, text: str
         assert word.confidence == pytest.approx(expected.confidence, abs=1e-5)
 
 
+@given(st.integers(0, 10**6), st.integers(2, 40))
+def test_every_word_lasts(model: LanguageModel, seed: int, n_steps: int) -> None:
+    words = BeamDecoder(Alphabet(), model).decode(random_log_probs(seed, n_steps, Alphabet())).words
+    assert all(word.start < word.end for word in words)
+
+
 def test_threads_share_a_decoder(model: LanguageModel) -> None:
     decoder = BeamDecoder(Alphabet(), model)
     clips = [random_log_probs(seed, 30, Alphabet()) for seed in range(8)]
