@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", nargs="+", type=float, help="one for each, 1 together; all the same if not given")
     parser.add_argument("--out", required=True, type=Path, help="folder for the new checkpoint")
     given = parser.parse_args(arguments)
-    states = [torch.load(file, weights_only=True) for file in given.checkpoints]
+    states = [torch.load(file, "cpu", weights_only=True) for file in given.checkpoints]
     weights = given.weights or [1 / len(states)] * len(states)
     try:
         network = mean([state["averaged"] for state in states], weights)

@@ -170,12 +170,14 @@ def batches(
     https://arxiv.org/abs/1512.02595).
     """
     jittered = sorted(clips, key=lambda clip: clip.seconds * rng.uniform(0.95, 1.05))
-    groups: list[list[Clip]] = [[]]
+    groups: list[list[Clip]] = []
     for clip in jittered:
-        longest = max((c.seconds for c in groups[-1]), default=0.0)
-        if groups[-1] and max(longest, clip.seconds) * (len(groups[-1]) + 1) > seconds:
-            groups.append([])
-        groups[-1].append(clip)
+        group = groups[-1] if groups else []
+        longest = max([clip.seconds, *(c.seconds for c in group)])
+        if not group or longest * (len(group) + 1) > seconds:
+            groups.append([clip])
+        else:
+            group.append(clip)
     order = np.arange(len(groups)) if by_length else rng.permutation(len(groups))
     for i in order:
         yield groups[i]

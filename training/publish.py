@@ -135,7 +135,7 @@ def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: s
     from training.torch_model import Network
 
     recipe = json.loads((folder / "recipe.json").read_text())
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    state = torch.load(folder / "checkpoint.pt", "cpu", weights_only=True)
     alphabet = Alphabet()
     network = Network(alphabet.size, recipe["rnn_layers"], recipe["rnn_units"], 0.0)
     network.load_state_dict(state["averaged"])

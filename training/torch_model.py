@@ -1,10 +1,11 @@
 """The network of `speech.model` in PyTorch: the same arithmetic, several times faster to train on a CPU.
 
 Keras stays the definition and the shipped artefact; `to_keras` copies the weights over, and a test compares the two.
-Matrix products run in bfloat16 where asked; weights, normalisation and the loss stay in float32.
+Matrix products run in `product_type`, where asked; weights, normalisation and the loss stay in float32.
 """
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
@@ -17,6 +18,26 @@ from training.spectral import BINS_OUT, HALF, KERNEL, N_TIME, STEP, transforms
 
 CHANNELS = 32
 BN_EPSILON = 1e-3  # Keras' default
+
+
+def product_type(device: torch.device) -> torch.dtype:
+    """bfloat16 if the device multiplies it faster than float32, else float32; on a CPU tried out, which takes 10 ms.
+
+    Without instructions for it (AVX512-BF16, AMX) PyTorch takes a hundred times as long.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(256, 256, dtype=dtype, device=device)
+        seconds[dtype] = min(_seconds(matrix) for _ in range(4))
+    return torch.bfloat16 if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else torch.float32
+
+
+def _seconds(matrix: Tensor) -> float:
+    started = time.perf_counter()
+    _ = matrix @ matrix
+    return time.perf_counter() - started
 
 
 class SpectralConv(nn.Module):
@@ -64,7 +85,8 @@ class _GruRecurrence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, w: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = dtype  # of the products for the weights' gradient
         n, _, batch, width = x.shape
         u = width // 3
         outputs = x.new_zeros(n + 1, 2, batch, u)
@@ -106,17 +128,14 @@ class _GruRecurrence(torch.autograd.Function):
             if t:
                 torch.addcmul(g_[t - 1], dh[t], z_[t], out=dh[t - 1]).baddbmm_(drf[t], w_t)
         d_rec = d_rec.view(n, 2, batch, width)
-        half = torch.bfloat16 if ctx.needs_input_grad[1] and _GruRecurrence.reduced else torch.float32
+        ahead, behind = outputs[:-1].to(ctx.dtype), d_rec.to(ctx.dtype)
         d_w = torch.stack([
-            (outputs[:-1, d].reshape(-1, u).to(half).t() @ d_rec[:, d].reshape(-1, width).to(half)).float()
-            for d in range(2)
+            (ahead[:, d].reshape(-1, u).t() @ behind[:, d].reshape(-1, width)).float() for d in range(2)
         ])  # fmt: skip
         d_b = d_rec.sum(dim=(0, 2)).unsqueeze(1)
         d_x = d_rec.clone()
         d_x[..., 2 * u :] = d_out * into_candidate
-        return d_x, d_w, d_b
-
-    reduced = True
+        return d_x, d_w, d_b, None
 
 
 class BiGru(nn.Module):
@@ -142,7 +161,7 @@ class BiGru(nn.Module):
         ahead = (flat @ self.kernel[0].to(dtype)).view(n, batch, -1).float() + self.bias[0, 0]
         back = (flat @ self.kernel[1].to(dtype)).view(n, batch, -1).float() + self.bias[1, 0]
         back = back.gather(0, index.expand_as(back))
-        h = _GruRecurrence.apply(torch.stack([ahead, back], 1), self.recurrent, self.bias[:, 1:2])
+        h = _GruRecurrence.apply(torch.stack([ahead, back], 1), self.recurrent, self.bias[:, 1:2], dtype)
         return torch.cat([h[:, 0], h[:, 1].gather(0, index.expand_as(h[:, 1]))], -1)
 
 
@@ -165,7 +184,7 @@ class Network(nn.Module):
     def forward(self, frames: Tensor, n_frames: Tensor) -> Tensor:
         """Log-probabilities float32 (steps, B, n_labels) of frames float32 (B, even number of frames, 193)."""
         n_steps = (n_frames + 1) // 2
-        steps = torch.arange(frames.shape[1] // 2)
+        steps = torch.arange(frames.shape[1] // 2, device=frames.device)
         valid = steps < n_steps[:, None]  # (B, T)
         mask = valid[:, None, :, None]
         x = F.pad(frames.unsqueeze(1).to(self.dtype), (0, 0, 4, 5))  # "same" for an even number of frames
@@ -183,6 +202,11 @@ class Network(nn.Module):
         x = F.linear(x.to(self.dtype), self.dense_2.weight.to(self.dtype), self.dense_2.bias.to(self.dtype))
         return x.float().log_softmax(-1)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and the input must be."""
+        return self.dense_2.weight.device
+
     def front_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters up to the second convolution; while they need no gradient, its backward pass is skipped."""
         for layer in (self.conv_1, self.conv_1_bn, self.conv_2):
@@ -196,7 +220,7 @@ class Network(nn.Module):
 
     def keras_weights(self) -> dict[str, list[np.ndarray]]:
         """Weights by the name of the Keras layer they belong to, in Keras' order and layout."""
-        array = {name: value.detach().float().numpy() for name, value in self.state_dict().items()}
+        array = {name: value.detach().float().cpu().numpy() for name, value in self.state_dict().items()}
         named = {}
         for name in ("conv_1", "conv_2"):
             named[name] = [array[f"{name}.weight"].transpose(2, 3, 1, 0)]

@@ -36,7 +36,7 @@ from training.augment import Augmentation, add_arguments
 from training.dataset import Clip, batches, load_clips, read_utterances, repeat
 from training.muon import Muon
 from training.old_keras import read_layers
-from training.torch_model import Network
+from training.torch_model import Network, product_type
 from training.workers import Workers
 
 SAVE_SECONDS = 600  # between two checkpoints
@@ -94,11 +94,11 @@ def ctc_loss(network: Network, frames: Tensor, n_frames: Tensor, texts: Sequence
     very slow, is taken for one of a letter in a quarter of a second."""
     labels = [alphabet.encode(text) for text in texts]
     lengths = torch.tensor([len(label) for label in labels])
-    flat = torch.tensor([label for row in labels for label in row], dtype=torch.int64)
+    flat = torch.tensor([label for row in labels for label in row], dtype=torch.int64, device=network.device)
     n_steps = (n_frames + 1) // 2
-    log_probs = network(frames, n_frames)
+    log_probs = network(frames.to(network.device), n_frames.to(network.device))
     losses = F.ctc_loss(log_probs, flat, n_steps, lengths, blank=alphabet.blank, reduction="none", zero_infinity=True)
-    return (losses / torch.maximum(lengths, n_steps / STEPS_A_LETTER)).mean()
+    return (losses / torch.maximum(lengths, n_steps / STEPS_A_LETTER).to(network.device)).mean()
 
 
 @torch.no_grad()
@@ -108,7 +108,7 @@ def error_rates(network: Network, clips: Sequence[Clip], alphabet: Alphabet) -> 
     texts: dict[str, tuple[list[str], list[str]]] = {}
     for group in batches(clips, 120.0, np.random.default_rng(0)):
         frames, n_frames = pad([spectrogram(from_pcm16(np.asarray(clip.samples))) for clip in group])
-        log_probs = network(frames, n_frames).transpose(0, 1)
+        log_probs = network(frames.to(network.device), n_frames.to(network.device)).transpose(0, 1).cpu()
         for clip, values, n in zip(group, log_probs, n_frames, strict=True):
             text = decode_greedy(LogProbs(values[: (n + 1) // 2].numpy()), alphabet).text
             references, hypotheses = texts.setdefault(clip.utterance.corpus, ([], []))
@@ -130,28 +130,31 @@ class Trainer:
         workers: Workers | None = None,
         augmentation: Augmentation | None = None,
         curves: "SummaryWriter | None" = None,
+        device: torch.device | None = None,
     ) -> None:
         self.recipe, self.train, self.dev, self.out = recipe, train, dev, out
         self.alphabet = Alphabet()
         torch.manual_seed(recipe.seed)
         network = (self.alphabet.size, recipe.rnn_layers, recipe.rnn_units, recipe.dropout)
-        self.network, self.averaged = Network(*network), Network(*network)
-        self.network.dtype = self.averaged.dtype = torch.bfloat16
+        device = device or torch.device("cpu")
+        self.network, self.averaged = Network(*network).to(device), Network(*network).to(device)
+        dtype = self.network.dtype = self.averaged.dtype = product_type(device)
         self.averaged.load_state_dict(self.network.state_dict())
         hidden = set(self.network.hidden_matrices())
         self.optimizers = [
-            Muon(self.network.hidden_matrices(), recipe.learning_rate, recipe.weight_decay),
+            Muon(self.network.hidden_matrices(), recipe.learning_rate, recipe.weight_decay, dtype=dtype),
             torch.optim.Adam([p for p in self.network.parameters() if p not in hidden], recipe.learning_rate),
         ]
         self.step, self.epoch, self.elapsed, self.heard = 0, 0, 0.0, 0.0
         self.position, self.length = 0, 1  # batches of this worker's epoch that are behind it, and in all
         self.alone = 0, 0.0  # steps and seconds of sound since the workers last met
         self.stale, self.best = 0, (math.inf, self.averaged.state_dict())  # checkpoints since the best; WER, weights
+        self.shortest_first = True  # in the first epoch
         self.workers, self.curves = workers or Workers(), curves
         self.augmentation = augmentation or Augmentation()
         self.checkpoint = out / "checkpoint.pt"
         if self.checkpoint.exists():
-            state = torch.load(self.checkpoint, weights_only=True)
+            state = torch.load(self.checkpoint, device, weights_only=True)
             self.network.load_state_dict(state["network"])
             self.averaged.load_state_dict(state["averaged"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -187,7 +190,7 @@ class Trainer:
             rng = np.random.default_rng((recipe.seed, self.epoch))
             chosen = self.augmentation.join(repeat(self.train, recipe.repeat, rng), recipe.max_seconds, rng)
             chosen = self.augmentation.silence(chosen, rng)
-            plan = list(batches(chosen, recipe.batch_seconds, rng, by_length=self.epoch == 0))
+            plan = list(batches(chosen, recipe.batch_seconds, rng, by_length=self.epoch == 0 and self.shortest_first))
             if len(plan) < workers.size:
                 raise ValueError(f"expected a batch for each of {workers.size} workers, found {len(plan)}")
             plan = plan[workers.rank :: workers.size]
@@ -320,6 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--tensorboard", action="store_true", help="curves for TensorBoard in the folder of the run too"
     )
+    parser.add_argument("--device", type=torch.device, help="of PyTorch; default: cuda if there is one, else cpu")
     parser.add_argument("--no-publish", action="store_true", help="write the checkpoint only")
     for name, kind in Recipe.__annotations__.items():
         if name != "repeat":
@@ -342,7 +346,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (given.out / "recipe.json").write_text(json.dumps(written, indent=2) + "\n")
         curves = _tensorboard(given.out) if given.tensorboard else None
     short = [c for c in train if c.seconds <= recipe.max_seconds]
-    trainer = Trainer(recipe, short, dev, given.out, workers, augmentation, curves)
+    device = given.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainer = Trainer(recipe, short, dev, given.out, workers, augmentation, curves, device)
+    trainer.shortest_first = not given.init
     if given.init and trainer.step == 0:
         trainer.start_from(given.init)
     trainer.run()
