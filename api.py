@@ -73,7 +73,7 @@ UPLOAD_ERRORS = [
     (422, "AudioTooShort", "expected at least 256 samples, found 100"),
     (422, "InvalidRequest", "body.file: Field required"),
     (500, "InferenceFailed", "internal error"),
-    (503, "QueueFull", "expected at most 600 s of audio in the queue, found 598 s"),
+    (503, "QueueFull", "expected less than 300 s of audio in the queue, found 304 s"),
     *NOT_READY,
     (504, "DeadlineExceeded", "expected an answer within 60 s, found none"),
 ]

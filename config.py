@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     max_seconds: float = Field(120.0, gt=0, description="longest clip at /upload/, in seconds")
     max_long_seconds: float = Field(14400.0, gt=0, description="longest file at /v1/audio/transcriptions, in seconds")
     max_streams: int = Field(32, ge=0, description="live streams at once; more are refused with 503")
-    max_queue_seconds: float = Field(300.0, gt=0, description="audio that may wait at once, in seconds; more is 503")
+    max_queue_seconds: float = Field(300.0, gt=0, description="seconds of audio that may wait; beyond it 503")
     max_uploads: int = Field(128, gt=0, description="uploads that may be received or wait at once; more is 503")
     timeout: float = Field(60.0, gt=0, description="seconds until an answer is given up (504)")
     api_keys: SecretStr | None = Field(None, description="keys that clients must send, separated by commas")

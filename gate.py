@@ -9,7 +9,7 @@ from responses import error_response, speech_error_response
 from service import Service
 from speech.errors import SpeechError
 
-LINGER = 2.0  # seconds in which a refused body is still read, so that the client gets to see the answer
+LINGER, LINGER_ALL = 3.0, 20.0  # seconds in which a refused body is still read: for its next bytes, and in all
 
 
 class UploadGate:
@@ -76,13 +76,16 @@ class UploadGate:
 
 
 async def refuse(response: JSONResponse, receive: Receive, send: Send) -> None:
-    """Answer at once, then read on for a moment: a client that still writes would see a reset, not the answer."""
+    """Answer at once, then read on for a while: a client that still writes would see a reset, not the answer.
+
+    As nginx does with ``lingering_close``.
+    """
     headers = [*response.raw_headers, (b"connection", b"close")]
     await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": True})
     try:
-        async with asyncio.timeout(LINGER):
-            while (await receive()).get("more_body", False):
+        async with asyncio.timeout(LINGER_ALL):
+            while (await asyncio.wait_for(receive(), LINGER)).get("more_body", False):
                 pass
     except TimeoutError:
         pass

@@ -141,7 +141,7 @@ class Service:
         await asyncio.wait((asyncio.wrap_future(self.start()),), timeout=self.settings.timeout)
         self.check_ready()
         assert self._batcher is not None
-        self._batcher.check_room(1.0)
+        self._batcher.check_room()
         if (uploads := self.in_flight - self.streams) >= self.settings.max_uploads:
             wait = self._batcher.seconds_to_wait
             raise QueueFull(f"expected at most {self.settings.max_uploads} uploads at once, found {uploads}", wait)

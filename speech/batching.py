@@ -67,10 +67,11 @@ class Batcher(Generic[T, R]):
         with self._changed:
             return self._seconds_to_wait()
 
-    def check_room(self, seconds: float = 0.0) -> None:
-        """Raise QueueFull if so many seconds of audio find no room; an empty queue has room for any one item."""
+    def check_room(self) -> None:
+        """Raise QueueFull if the queue is full. It takes long items as readily as short ones, so the last one may
+        exceed its limit."""
         with self._changed:
-            self._check_room(seconds)
+            self._check_room()
 
     async def submit(self, item: T, seconds: float, part: bool = False) -> R:
         """The result of one item, in its turn; a ``part`` of a long file takes the lane of long clips, however short it
@@ -84,7 +85,7 @@ class Batcher(Generic[T, R]):
         with self._changed:
             if self._closed:
                 raise NotReady("expected a running service, found one that is stopping")
-            self._check_room(seconds)
+            self._check_room()
             self._lanes[part or seconds > LONG_SECONDS].append(waiting)
             self._changed.notify_all()
         try:
@@ -107,11 +108,11 @@ class Batcher(Generic[T, R]):
     def _seconds_to_wait(self) -> float:
         return max(1.0, self._queued_seconds() / self._speed)
 
-    def _check_room(self, seconds: float) -> None:
+    def _check_room(self) -> None:
         queued = self._queued_seconds()
-        if queued and queued + seconds > self._max_queue_seconds:
+        if queued >= self._max_queue_seconds:
             raise QueueFull(
-                f"expected at most {self._max_queue_seconds:g} s of audio in the queue, found {queued:.0f} s",
+                f"expected less than {self._max_queue_seconds:g} s of audio in the queue, found {queued:.0f} s",
                 retry_after=self._seconds_to_wait(),
             )
 

@@ -196,7 +196,7 @@ def test_a_full_queue_is_503_with_a_time_to_come_back(settings: Settings):
     with TestClient(create_app(tight, SpeechPredictor(engine))) as client, ThreadPoolExecutor(8) as pool:
         first = pool.submit(upload, client, make_wav(make_sound(3)))
         engine.running.wait(10)
-        waiting = pool.submit(upload, client, make_wav(make_sound(4.5)))
+        waiting = pool.submit(upload, client, make_wav(make_sound(5.5)))
         while client.app.state.service._batcher.queued_seconds < 4:
             time.sleep(0.01)
         refused = upload(client, make_wav(make_sound(3)))
