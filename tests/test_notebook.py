@@ -1,6 +1,11 @@
 """The training notebook, executed as a reader would, on a tiny corpus of made-up speech and with a tiny network."""
 
+import hashlib
 import shutil
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
@@ -33,6 +38,33 @@ def test_what_is_committed_is_valid_and_without_outputs(notebook: nbformat.Noteb
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert code
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
+
+
+def test_the_recordings_are_downloaded_checked_and_unpacked(notebook: nbformat.NotebookNode, tmp_path: Path):
+    """The cell as it is, but for another address and another sum."""
+    corpus = tmp_path / "LJSpeech-1.1"
+    (corpus / "wavs").mkdir(parents=True)
+    (corpus / "metadata.csv").write_text("LJ001-0001|Printing|Printing\n", encoding="utf-8")
+    served = tmp_path / "served"
+    served.mkdir()
+    with tarfile.open(served / "corpus.tar.bz2", "w:bz2") as tar:
+        tar.add(corpus, corpus.name)
+    right = hashlib.sha256((served / "corpus.tar.bz2").read_bytes()).hexdigest()
+    (cell,) = [cell for cell in notebook.cells if cell.id == "download"]
+    head, _, rest = cell.source.partition("\n\nif ")
+    assert "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2" in head
+    imports = "\n".join(line for line in head.splitlines() if line.startswith("import"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(served))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/corpus.tar.bz2"
+        names = {"DATA": tmp_path / "Data" / "LJSpeech-1.1", "LJSPEECH": address, "SHA256": "0" * 64, "Path": Path}
+        with pytest.raises(ValueError, match=f"expected SHA-256 0+, found {right}"):
+            exec(f"{imports}\nif {rest}", names)
+        assert not names["DATA"].exists()
+        exec(f"{imports}\nif {rest}", names | {"SHA256": right})
+        server.shutdown()
+    assert [file.name for file in names["DATA"].parent.iterdir()] == ["LJSpeech-1.1"]  # nothing else is left
+    assert (names["DATA"] / "metadata.csv").read_text(encoding="utf-8").startswith("LJ001-0001|")
 
 
 @pytest.mark.filterwarnings("default")  # those of Jupyter's client are its own
