@@ -61,7 +61,7 @@ NOT_READY = [
     (503, "ModelNotFound", "expected a model in 'model1', found no card.json there"),
     (503, "ModelMismatch", "SHA-256 of model.keras: the card says 01ab…, the file has 9f3c…"),
 ]
-UPLOAD_ERRORS = [
+SOUND_ERRORS = [  # of all that take a file
     (400, "DamagedWav", "expected 96000 bytes of sound as the header says, found 512"),
     (400, "BadRequest", "There was an error parsing the body"),
     (401, "InvalidApiKey", "expected an API key as 'Authorization: Bearer KEY', found none"),
@@ -71,12 +71,12 @@ UPLOAD_ERRORS = [
     (415, "NotAWav", "expected a RIFF WAVE file, found one that begins with b'ID3\\x04'"),
     (422, "UnsupportedWav", "sample rate: expected 22050 Hz, found 44100 Hz"),
     (422, "AudioTooShort", "expected at least 256 samples, found 100"),
-    (422, "InvalidRequest", "body.file: Field required"),
     (500, "InferenceFailed", "internal error"),
     (503, "QueueFull", "expected less than 300 s of audio in the queue, found 304 s"),
     *NOT_READY,
     (504, "DeadlineExceeded", "expected an answer within 60 s, found none"),
 ]
+UPLOAD_ERRORS = [*SOUND_ERRORS, (422, "InvalidRequest", "body.file: Field required")]
 
 
 def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> FastAPI:
@@ -153,7 +153,7 @@ def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> 
             async for piece, said in transcripts:
                 yield Part(said.words, piece.end)
 
-    app.include_router(create_router(hear, service.read_hot_words, settings.model_folder.name))
+    app.include_router(create_router(hear, service.read_hot_words, settings.model_folder.name, SOUND_ERRORS))
     app.include_router(create_live_router(service))
     app.mount("/ui", Page())
     return app

@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from custom_logger import request_id
 from openai_errors import PATHS, error_of, openai_error
-from responses import error_response, speech_error_response
+from responses import documented_errors, error_response, speech_error_response
 from service import ClientGone
 from speech.beam import Weights
 from speech.ctc import Word
@@ -74,6 +74,10 @@ class Part:
     end: float
 
 
+UNKNOWN_MODEL = (404, "UnknownModel", "expected one of model1, whisper-1, default, found 'large'")
+INVALID = (400, "InvalidParameter", "expected language to be one of en, english, found 'de'")
+ANSWERS: dict[str, Any] = {kind: {} for kind in ("application/json", "text/plain", "text/vtt", "text/event-stream")}
+
 Transcribe = Callable[[BinaryIO, Request, Weights], AsyncGenerator[Part, None]]
 ReadHotWords = Callable[[Sequence[str]], Weights]  # raises ValueError
 
@@ -99,14 +103,20 @@ class Options:
 
 
 def create_router(
-    transcribe: Transcribe, read_hot_words: ReadHotWords, model: str, created: int = 0, owned_by: str = "local"
+    transcribe: Transcribe,
+    read_hot_words: ReadHotWords,
+    model: str,
+    errors: Sequence[tuple[int, str, str]] = (),
+    created: int = 0,
+    owned_by: str = "local",
 ) -> APIRouter:
     """Routes that answer as OpenAI's do.
 
     ``transcribe(file, request, hot_words)`` gives the parts of each upload; what it raises is left to the app's
     handlers, or is the last event of a stream that has begun. ``read_hot_words`` makes hot words of what a client
     wrote, or raises ValueError.
-    ``model`` is the name of the served model, ``created`` when it was made, in seconds since 1970.
+    ``model`` is the name of the served model, ``created`` when it was made, in seconds since 1970; ``errors``, as
+    `documented_errors` takes them, are shown in the OpenAPI document.
     """
     router = APIRouter(tags=["OpenAI"])
     names = (model, *ALIASES)
@@ -131,14 +141,17 @@ def create_router(
 
     schema = {"type": "object", "required": ["file"], "properties": FIELDS}
     body = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+    responses = {200: {"content": ANSWERS}, **documented_errors(INVALID, UNKNOWN_MODEL, *errors)}
     for path in PATHS:
-        router.post(path, summary="Transcribe as OpenAI does", openapi_extra=body)(transcriptions)
+        router.post(path, summary="Transcribe as OpenAI does", openapi_extra=body, responses=responses)(transcriptions)
 
     @router.get("/v1/models", summary="The served model, as OpenAI lists them")
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [card]}
 
-    @router.get("/v1/models/{name:path}", summary="One model", response_model=None)
+    @router.get(
+        "/v1/models/{name:path}", summary="One model", response_model=None, responses=documented_errors(UNKNOWN_MODEL)
+    )
     async def one_model(name: str) -> dict[str, Any] | Response:
         return card if name in names else _refused(_unknown_model(name, names))
 

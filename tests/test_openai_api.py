@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from api import SOUND_ERRORS
 from openai_api import Part, create_router
 from openai_errors import PATHS, OpenAIErrors, openai_error
 from speech.beam import Weights
@@ -55,7 +56,7 @@ def make_app() -> FastAPI:
         return JSONResponse({"detail": error.detail, "code": "NotFound", "request_id": "r"}, error.status_code)
 
     app = FastAPI(exception_handlers={NotAWav: not_audio, HTTPException: http_error})
-    app.include_router(create_router(fake_transcribe, read_hot_words, "model1", created=1_700_000_000))
+    app.include_router(create_router(fake_transcribe, read_hot_words, "model1", SOUND_ERRORS, created=1_700_000_000))
     app.add_middleware(OpenAIErrors)
     return app
 
@@ -258,6 +259,14 @@ def test_openapi_shows_the_form(url: str):
     body = document["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]
     fields = body["content"]["multipart/form-data"]["schema"]["properties"]
     assert fields["response_format"]["enum"] == ["json", "text", "srt", "vtt", "verbose_json"]
+
+
+def test_openapi_shows_every_answer(url: str):
+    paths = httpx.get(f"{url}/openapi.json").json()["paths"]
+    responses = paths["/v1/audio/transcriptions"]["post"]["responses"]
+    assert {"text/plain", "text/vtt", "text/event-stream"} <= responses["200"]["content"].keys()
+    assert {"400", "404", "413", "415", "503"} <= responses.keys()
+    assert "404" in paths["/v1/models/{name}"]["get"]["responses"]
 
 
 def test_openai_error_keeps_our_body():
