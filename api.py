@@ -31,6 +31,7 @@ from web_page import Page
 log = logging.getLogger("api")
 
 VERSION = "1.0.0"
+KEEP_ALIVE = 75  # seconds; clients and proxies give up an idle connection sooner, so none is reused as it is closed
 UPLOAD = "/upload/"
 
 
@@ -197,6 +198,7 @@ def main() -> None:
         access_log=False,
         log_level="warning",
         lifespan="on",
+        timeout_keep_alive=KEEP_ALIVE,
         ws_max_size=MAX_MESSAGE,
         ws_ping_timeout=settings.timeout,
         ws_per_message_deflate=False,  # sound hardly gets smaller, and what is small could grow a thousandfold

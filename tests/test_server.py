@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -112,6 +113,14 @@ def test_a_refused_upload_gets_its_answer_while_it_still_writes(server: Process)
     response = connection.getresponse()
     assert response.status == 413
     assert b"UploadTooLarge" in response.read()
+
+
+def test_an_idle_connection_stays_open_for_longer_than_clients_keep_it(server: Process):
+    with closing(http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)) as connection:
+        for pause in (5.5, 0):  # httpx lets go of it after 5 s
+            connection.request("GET", "/healthz")
+            assert connection.getresponse().read() == b'{"status":"ok"}'
+            time.sleep(pause)
 
 
 def test_a_client_that_hangs_up_is_logged_and_leaves_no_harm(server: Process):
