@@ -18,6 +18,7 @@ from speech.errors import ModelMismatch, SpeechError
 from speech.features import N_BINS
 from speech.model import CHANNELS, load_weights_file
 from speech.model_card import ONNX, WEIGHTS, ModelCard, check_file, read_card, sha256, write_card
+from training.low_rank import factors
 from training.spectral import BINS_OUT, HALF, KERNEL, N_TIME, STEP, kernel_taps, transforms
 
 if TYPE_CHECKING:
@@ -75,9 +76,17 @@ def build_onnx(model: "keras.Model", weights_sha256: str) -> bytes:
     float32 (batch, frames / 2, n_outputs). Batch normalisation is folded into the convolutions; the first one's output
     is masked and the backward GRUs read each clip reversed within its own length, so padding changes nothing (OpenVINO
     2026.4 computes something else for a GRU with sequence lengths). The convolutions take blocks of 10 s one after the
-    other, whose arrays are small. Operators: https://onnx.ai/onnx/operators/
+    other, whose arrays are small; if the first GRU layer's kernels are of low rank (`training.low_rank`), so is what
+    they give. Operators: https://onnx.ai/onnx/operators/
     """
     from onnx import TensorProto, helper
+
+    layers = [layer for layer in model.layers if layer.name.startswith("bidirectional")]
+    weights = [[d.get_weights() for d in (layer.forward_layer, layer.backward_layer)] for layer in layers]
+    into, out = factors(np.concatenate([w for w, _, _ in weights[0]], axis=1)) or (None, None)
+    if out is not None:
+        weights[0] = [[part, *rest] for part, (_, *rest) in zip(np.split(out, 2, axis=1), weights[0], strict=True)]
+    width = CHANNELS * BINS_OUT if into is None else into.shape[1]
 
     g = _Graph()
     n_frames = g.add("Cast", "n_frames", to=TensorProto.INT64)
@@ -107,17 +116,13 @@ def build_onnx(model: "keras.Model", weights_sha256: str) -> bytes:
         g.add("Concat", g.whole(-1), n_window, g.whole(N_BINS), axis=0),
     )
     mask = g.add("Reshape", mask, g.add("Concat", g.whole(-1), g.add("Add", block, g.whole(beside)), axis=0))
-    x = g.add("Scan", blocks, mask, num_scan_inputs=2, body=_convolutions(model))
+    x = g.add("Scan", blocks, mask, num_scan_inputs=2, body=_convolutions(model, into))
     batch = g.add("Shape", "frames", start=0, end=1)
-    x = g.add("Reshape", x, g.add("Concat", batch, g.whole(-1, CHANNELS * BINS_OUT), axis=0))
+    x = g.add("Reshape", x, g.add("Concat", batch, g.whole(-1, width), axis=0))
     x = g.add("Transpose", g.add("Slice", x, g.whole(0), longest, g.whole(1)), perm=[1, 0, 2])
-    for layer in model.layers:
-        if not layer.name.startswith("bidirectional"):
-            continue
+    for directions in weights:
         y = []
-        for direction in (layer.forward_layer, layer.backward_layer):
-            backwards = direction is layer.backward_layer
-            w, r, b = direction.get_weights()
+        for backwards, (w, r, b) in enumerate(directions):
             h = g.add("ReverseSequence", x, n_steps, time_axis=0, batch_axis=1) if backwards else x
             h = g.add(
                 "GRU",
@@ -151,8 +156,9 @@ def build_onnx(model: "keras.Model", weights_sha256: str) -> bytes:
     return proto.SerializeToString()
 
 
-def _convolutions(model: "keras.Model") -> Any:
-    """Graph of one block: ``block`` (2 · (steps + 10) + 9, 193) and ``mask`` (steps + 10,) give (steps, 49 · 32)."""
+def _convolutions(model: "keras.Model", into: np.ndarray | None) -> Any:
+    """Graph of one block: ``block`` (2 · (steps + 10) + 9, 193) and ``mask`` (steps + 10,) give (steps, 49 · 32), or
+    that times the matrix ``into``."""
     from onnx import TensorProto, helper
 
     g = _Graph("block_")
@@ -163,7 +169,10 @@ def _convolutions(model: "keras.Model") -> Any:
     x = g.add("Transpose", g.add("Squeeze", x, g.whole(0)), perm=[1, 2, 0])  # (steps, 97, 32)
     kernel, bias = _folded(model, 2)
     x = g.add("Relu", g.add("Add", _spectral_convolution(g, x, kernel), g.constant(bias)))
-    g.add("Reshape", x, g.whole(0, -1), output="features")
+    if into is None:
+        g.add("Reshape", x, g.whole(0, -1), output="features")
+    else:
+        g.add("MatMul", g.add("Reshape", x, g.whole(0, -1)), g.constant(into), output="features")
     return helper.make_graph(
         g.nodes,
         "convolutions",
@@ -171,7 +180,7 @@ def _convolutions(model: "keras.Model") -> Any:
             helper.make_tensor_value_info("block", TensorProto.FLOAT, ["window", N_BINS]),
             helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["steps"]),
         ],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["outputs", CHANNELS * BINS_OUT])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["outputs", None])],
         g.initializers,
     )
 

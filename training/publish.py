@@ -21,6 +21,7 @@ from speech.model_card import LANGUAGE_MODEL, WEIGHTS, ModelCard, sha256, write_
 from training.dataset import Clip
 from training.evaluate import transcribe_clips
 from training.export import export
+from training.low_rank import factors, reduce
 from training.report import Groups, table
 from training.scores import by_corpus
 
@@ -69,16 +70,18 @@ def write_weights(weights: Mapping[str, Sequence[np.ndarray]], rnn_layers: int, 
     """Write ``model.keras`` from arrays by layer name; gives the number of weights.
 
     Matrices are rounded to float16's precision, so that the exported file can store them in half the space and
-    still compute exactly the same.
+    still compute exactly the same; but for kernels of low rank, which that would spoil.
     """
     from speech.model import build_model
 
     model = build_model(rnn_layers, rnn_units, Alphabet().size)
     for name, arrays in weights.items():
-        layer = model.get_layer(name)
-        rounded = not name.startswith("conv")
-        layer.set_weights([a.astype(np.float16).astype(np.float32) if rounded and a.ndim == 2 and len(a) > 2 else a
-                           for a in arrays])  # fmt: skip
+        kept = [a for a in arrays if name.startswith("conv") or a.ndim < 2 or len(a) <= 2]
+        if name == "bidirectional_1" and factors(np.concatenate([arrays[0], arrays[3]], axis=1)):
+            kept += [arrays[0], arrays[3]]
+        model.get_layer(name).set_weights(
+            [a if any(a is k for k in kept) else a.astype(np.float16).astype(np.float32) for a in arrays]
+        )
     model.save(folder / WEIGHTS)
     return model.count_params()
 
@@ -139,6 +142,7 @@ def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: s
     alphabet = Alphabet()
     network = Network(alphabet.size, recipe["rnn_layers"], recipe["rnn_units"], 0.0)
     network.load_state_dict(state["averaged"])
+    reduce(network, train)
     count = write_weights(network.keras_weights(), recipe["rnn_layers"], recipe["rnn_units"], folder)
     data, data_text = _data_lines(train)
     step, _, elapsed, heard, *_ = state["progress"]
