@@ -56,9 +56,9 @@ class BeamOptions:
     unknown_penalty: float = 0.0  # for each word outside the vocabulary, on top of the cost of its letters
     labels: int = 8  # labels that are tried in one step
     label_floor: float = 6e-3  # probability below which a label is not tried
-    beam_floor: float = 3e-5  # share of the best prefix's probability below which a prefix is dropped
+    beam_floor: float = 3e-4  # share of the best prefix's probability below which a prefix is dropped
     recombine: bool = True  # of prefixes that the future cannot tell apart keep the best; lists fewer alternatives
-    blank_skip: float = 0.99  # a step whose blank is more probable than this says nothing
+    blank_skip: float = 0.996  # a step whose blank is more probable than this says nothing
 
     def __post_init__(self) -> None:
         numbers = [*self.priors, *(value for name, value in asdict(self).items() if name != "priors")]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -15,12 +14,13 @@ from hypothesis import strategies as st
 
 from speech.audio import Waveform, decode_wav, from_pcm16
 from speech.ctc import LogProbs, decode_greedy
-from speech.engine import Engine, bfloat16_allowed, load_engine, load_openvino
+from speech.engine import Engine, bfloat16_allowed, computes_bfloat16, load_engine, load_openvino
 from speech.errors import ModelMismatch, ModelNotFound
 from speech.features import spectrogram
 from speech.model import load_weights_file
 from speech.model_card import ONNX, WEIGHTS, read_card, sha256
 from tests.conftest import make_sound
+from training.export import measure
 
 HELLO = Path(__file__).parents[1] / "samples" / "hello.wav"
 
@@ -107,11 +107,17 @@ def test_openvino_refuses_layers_that_it_computes_wrongly(shipped_folder: Path, 
 
 def test_bfloat16_must_have_been_measured_on_this_very_export(shipped_folder: Path):
     card = read_card(shipped_folder)
-    capable = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capable = computes_bfloat16()
     measured = {"onnx": card.sha256[ONNX], "wer_change": -0.2}
     assert bfloat16_allowed(replace(card, reduced_precision=measured)) == capable
     for refused in ({}, {**measured, "wer_change": 0.21}, {**measured, "onnx": "0" * 64}):
         assert not bfloat16_allowed(replace(card, reduced_precision=refused))
+
+
+def test_a_cpu_without_bfloat16_measures_nothing(shipped_folder: Path, tmp_path: Path):
+    """It would take float32 for it, without a word; one that has it misses the recordings instead."""
+    with pytest.raises(FileNotFoundError if computes_bfloat16() else ModelMismatch):
+        measure(shipped_folder, [], tmp_path)
 
 
 @hypothesis_settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from speech.engine import available_cores, load_keras, load_onnx, load_openvino
+from speech.engine import available_cores, computes_bfloat16, load_keras, load_onnx, load_openvino
 from speech.errors import ModelMismatch, SpeechError
 from speech.features import N_BINS
 from speech.model import CHANNELS, load_weights_file
@@ -257,12 +257,15 @@ def measure(folder: Path, data: Sequence[Path], cache: Path) -> ModelCard:
     """Hear the clips of split ``dev`` in float32 and in bfloat16, and enter both word error rates in the card.
 
     Raises:
-        ModelError: the model cannot be loaded; ImportError: OpenVINO is not installed.
+        ModelError: the model cannot be loaded, or this CPU does not compute in bfloat16; ImportError: OpenVINO is not
+            installed.
     """
     from predictor import SpeechPredictor
     from training.evaluate import load, transcribe_clips
     from training.scores import rates
 
+    if not computes_bfloat16():
+        raise ModelMismatch("expected a CPU that computes in bfloat16 (AVX512-BF16, AMX), found one that does not")
     card, clips = read_card(folder), load(data, "dev", cache)
     wer = {}
     for precision in ("f32", "bf16"):
