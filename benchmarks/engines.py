@@ -27,17 +27,20 @@ def operations(card: ModelCard, n_steps: int) -> float:
 
 
 def peak(threads: int) -> dict[str, float]:
-    """GFLOP/s of a large matrix product in float32, and in bfloat16 where PyTorch is installed."""
+    """GFLOP/s of a large matrix product in float32, and in bfloat16 where PyTorch is installed and the CPU can."""
     a = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)
     work = 2.0 * len(a) ** 3 / 1e9
     found = {"float32": work / min(seconds_of(lambda: a @ a) for _ in range(5))}
     try:
         import torch
+
+        from training.torch_model import product_type
     except ImportError:
         return found
     torch.set_num_threads(threads)
-    b = torch.from_numpy(a).bfloat16()
-    found["bfloat16"] = work / min(seconds_of(lambda: b @ b) for _ in range(5))
+    if product_type(torch.device("cpu")) == torch.bfloat16:
+        b = torch.from_numpy(a).bfloat16()
+        found["bfloat16"] = work / min(seconds_of(lambda: b @ b) for _ in range(5))
     return found
 
 
