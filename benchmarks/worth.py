@@ -36,12 +36,7 @@ KINDS = {
     "trim": replace(OFF, trim_probability=0.5),
     "gain": replace(OFF, gain_probability=0.5),
 }
-CONDITIONS = (
-    "white noise, 10 dB",
-    "babble, 20 dB",
-    "room, reverberation 0.3 s",
-    "telephone, 300–3400 Hz",
-)
+CONDITIONS = "white noise, 10 dB", "babble, 20 dB", "room, reverberation 0.3 s", "telephone, 300–3400 Hz"
 MADE = "made speech"  # of training.synthesize: takes the place of three tenths of the clips
 
 
@@ -71,14 +66,12 @@ def rates(trainer: Trainer, dev: Sequence[Clip]) -> dict[str, float]:
     found = {}
     for corpus, (wer, cer) in error_rates(trainer.averaged, dev, Alphabet()).items():
         found[corpus], found[f"{corpus} CER"] = wer, cer
-    made = conditions([clip.samples for clip in dev])
+    ways = conditions([clip.samples for clip in dev])
     for name in CONDITIONS:
-        heard = [
-            replace(
-                c, utterance=replace(c.utterance, corpus=name), samples=apply(made[name], c.samples, c.utterance.id)
-            )
-            for c in dev
-        ]
+        heard = []
+        for clip in dev:
+            changed = apply(ways[name], clip.samples, clip.utterance.id)
+            heard.append(replace(clip, utterance=replace(clip.utterance, corpus=name), samples=changed))
         found[name] = error_rates(trainer.averaged, heard, Alphabet())[name][0]
     return found
 
@@ -95,6 +88,8 @@ def main() -> None:
     arguments.add_argument("--kinds", nargs="*", default=list(KINDS), choices=[*KINDS, MADE])
     arguments.add_argument("--made", type=Path, help=f"a folder of training.synthesize, for the kind {MADE!r}")
     given = arguments.parse_args()
+    if MADE in given.kinds and not given.made:
+        arguments.error(f"{MADE}: expected its folder as --made")
     logging.basicConfig(level=logging.WARNING)
     card = read_card(given.model)
     recipe = Recipe(

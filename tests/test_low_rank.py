@@ -45,6 +45,13 @@ def test_what_needs_all_dimensions_stays_as_it_is():
     assert factors(kernel) is None
 
 
+def test_silence_and_nothing_change_nothing():
+    kernel, inputs = kernel_and_inputs(noise=0)
+    assert reduced(kernel, 0 * inputs) is kernel
+    into, out = factors(0 * kernel)
+    assert not (into @ out).any()
+
+
 def test_factors_are_those_of_the_product():
     rng = np.random.default_rng(1)
     kernel = rng.standard_normal((90, 7), np.float32) @ rng.standard_normal((7, 60), np.float32)

@@ -39,6 +39,8 @@ def reduced(kernel: Matrix, inputs: Matrix, lost: float = LOST) -> Matrix:
     share; the kernel as it is if that does not pay."""
     responses = inputs.astype(np.float64) @ kernel
     power, directions = np.linalg.eigh(responses.T @ responses)  # ascending
+    if not power.sum() > 0:
+        return kernel
     missing = 1 - np.cumsum(power[::-1]) / power.sum()
     rank = int(np.searchsorted(-missing, -lost)) + 1
     rank = -(-rank // MULTIPLE) * MULTIPLE
@@ -51,7 +53,7 @@ def reduced(kernel: Matrix, inputs: Matrix, lost: float = LOST) -> Matrix:
 def factors(kernel: Matrix) -> tuple[Matrix, Matrix] | None:
     """(n_in, rank) and (rank, n_out), whose product is the kernel (n_in, n_out), if its rank is so low that it pays."""
     left, values, right = np.linalg.svd(kernel, full_matrices=False)
-    rank = int((values > NOTHING * values[0]).sum())
+    rank = max(1, int((values > NOTHING * values[0]).sum()))
     return (left[:, :rank], values[:rank, None] * right[:rank]) if pays(rank, kernel) else None
 
 
