@@ -13,8 +13,9 @@ from speech.engine import load_keras, load_onnx
 from speech.features import spectrogram
 from speech.model_card import ONNX, WEIGHTS, ModelCard, sha256, write_card
 from tests.conftest import make_sound
+from training.dataset import Clip, Utterance
 from training.export import export
-from training.low_rank import MULTIPLE, factors, reduced
+from training.low_rank import MULTIPLE, factors, reduce, reduced
 from training.publish import write_weights
 from training.torch_model import Network
 
@@ -58,6 +59,16 @@ def test_factors_are_those_of_the_product():
     into, out = factors(kernel)
     assert (into.shape, out.shape) == ((90, 7), (7, 60))
     np.testing.assert_allclose(into @ out, kernel, atol=1e-4)
+
+
+def test_a_network_is_reduced_by_what_it_hears():
+    torch.manual_seed(0)
+    network = Network(Alphabet().size, 1, 64, 0.0)
+    samples = (decode_wav(SAMPLE.read_bytes()).samples * 32767).astype(np.int16)
+    reduce(network, [Clip(Utterance("x", SAMPLE, "", "made", "", "train"), samples, "")])
+    kernel = torch.cat(list(network.rnn[0].kernel.detach()), dim=1).numpy()
+    assert factors(kernel) is not None
+    assert factors(kernel)[0].shape[1] % MULTIPLE == 0
 
 
 @pytest.mark.parametrize("rank", [0, 5])
