@@ -59,9 +59,10 @@ def letters_of(model: LanguageModel, alphabet: Alphabet, lm_weight: float) -> Le
 
     # The tree of the vocabulary, one letter's depth after the other; words are in alphabetical order.
     longest = max(map(len, model.words), default=0)
-    spelt = np.zeros((len(model.words), longest + 1), np.int64)  # 0 behind the end
-    for row, word in zip(spelt, model.words, strict=True):
-        row[: len(word)] = [letter[character] for character in word]
+    points = np.array(model.words, f"U{longest + 1}").view(np.uint32).reshape(-1, longest + 1)  # 0 behind the end
+    numbers = np.zeros(1 + max(points.max(initial=0), *map(ord, letter)), np.int64)
+    numbers[list(map(ord, letter))] = list(letter.values())
+    spelt = numbers[points]
     probability = np.exp(-unigrams[FIRST_WORD:])
     parents, into, tokens = ([np.zeros(1, np.int64)] for _ in range(3))
     mass: list[npt.NDArray[np.float64]] = [np.ones(1)]
