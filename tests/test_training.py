@@ -16,6 +16,7 @@ import torch
 
 from predictor import SpeechPredictor
 from speech.alphabet import Alphabet
+from training import ray_train
 from training.augment import Augmentation
 from training.dataset import batches, load_audio, load_clips, read_utterances, repeat
 from training.muon import Muon
@@ -23,6 +24,7 @@ from training.publish import write_weights
 from training.spectral import STEP
 from training.torch_model import BiGru, Network, SpectralConv
 from training.train import Recipe, Trainer, ctc_loss, load_splits, main
+from training.workers import Workers
 
 RATE = 22050
 TONES = dict(zip("abcdefgh", np.geomspace(300, 5000, 8), strict=True))
@@ -297,6 +299,31 @@ def test_two_workers_share_an_epoch_and_agree_on_the_weights(corpus: Path, tmp_p
     plan = list(batches(train, 0.6, np.random.default_rng((1, 0)), by_length=True))
     assert progress[:2] == (len(plan), 1)
     assert progress[3] == pytest.approx(sum(clip.seconds for clip in train))  # every clip once, by one of the two
+
+
+def test_workers_of_one_machine_share_its_gpus_in_turn(monkeypatch: pytest.MonkeyPatch):
+    assert Workers().device(0) == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert [Workers().device(gpus) for gpus in (1, 2, 8)] == [torch.device("cuda", i) for i in (0, 1, 3)]
+
+
+def test_a_worker_of_ray_trains_in_the_folder_of_the_command(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)  # and back again
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "data").symlink_to(corpus)
+    arguments = ["--data", "data", "--out", "run", "--cache", "cache", "--epochs", "1", "--rnn-layers", "1", "--rnn-units", "8",
+                 "--no-publish"]  # fmt: skip
+    ray_train.work({"folder": str(folder), "arguments": arguments})
+    assert (folder / "run" / "checkpoint.pt").exists()
+
+
+def test_without_ray_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit, match=r'pip install "ray\[default,train\]"'):
+        ray_train.main(["--out", str(tmp_path)])
 
 
 def test_a_broken_recording_is_named_counted_and_skipped(corpus: Path, tmp_path: Path, caplog):

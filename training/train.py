@@ -346,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (given.out / "recipe.json").write_text(json.dumps(written, indent=2) + "\n")
         curves = _tensorboard(given.out) if given.tensorboard else None
     short = [c for c in train if c.seconds <= recipe.max_seconds]
-    device = given.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = given.device or workers.device(torch.cuda.device_count())
     trainer = Trainer(recipe, short, dev, given.out, workers, augmentation, curves, device)
     trainer.shortest_first = not given.init
     if given.init and trainer.step == 0:

@@ -14,12 +14,17 @@ from torch import Tensor
 
 
 class Workers:
-    """The processes that `torchrun` started, or this one alone. Every call is made by all of them together."""
+    """The processes that torchrun or Ray started, or this one alone. Every call is made by all of them together."""
 
     def __init__(self) -> None:
         self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))  # among those of this machine
         if self.size > 1 and not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
+
+    def device(self, gpus: int) -> torch.device:
+        """Where this one computes: the processes of a machine share its GPUs in turn; the CPU if it has none."""
+        return torch.device("cuda", self.local_rank % gpus) if gpus else torch.device("cpu")
 
     def sum(self, *values: float) -> list[float]:
         """The sums of everyone's values."""
