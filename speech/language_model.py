@@ -185,4 +185,6 @@ def read_language_model(file: Path) -> LanguageModel:
     expected = FIRST_WORD + len(model.words), (len(model.letters) + 2) ** SPELLING_ORDER
     if (lengths := (len(model.unigrams), len(model.spelling))) != expected:
         raise ModelMismatch(f"language model: expected {expected} unigrams and spellings, found {lengths}")
+    if strange := set("".join(model.words)) - set(model.letters):
+        raise ModelMismatch(f"language model: expected words in {model.letters!r}, found {sorted(strange)} in some")
     return model

@@ -135,6 +135,7 @@ def test_files_that_are_no_model(tmp_path: Path) -> None:
         {"format": np.array(99)},
         {"words": np.array([{"pickled": "object"}], object)},
         {"words": np.frombuffer(b"too few", np.uint8)},
+        {"letters": np.frombuffer(bytes(good["letters"]).replace(b"t", b"+"), np.uint8)},
         {"spelling": good["spelling"][:-1]},
         {"tokens_2": good["tokens_2"][:-1]},
         {"costs_2": good["costs_2"][:-1]},

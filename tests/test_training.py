@@ -318,6 +318,8 @@ def test_a_worker_of_ray_trains_in_the_folder_of_the_command(
                  "--no-publish"]  # fmt: skip
     ray_train.work({"folder": str(folder), "arguments": arguments})
     assert (folder / "run" / "checkpoint.pt").exists()
+    with (folder / "run" / "log.csv").open() as lines:  # however short the run: its curves are drawn from it
+        assert next(csv.DictReader(lines))["name"] == "loss"
 
 
 def test_without_ray_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

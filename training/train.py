@@ -202,7 +202,7 @@ class Trainer:
                 self.position += 1
                 self.elapsed = time.monotonic() - started
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                if self.step % 20 == 0 and workers.rank == 0:
+                if (self.step == 1 or self.step % 20 == 0) and workers.rank == 0:
                     self.note({"loss": round(loss, 4), "lr": self.optimizers[0].param_groups[0]["lr"]})
                 if workers.size == 1 or time.monotonic() - met > MEET_SECONDS or self.progress() >= 1:
                     self.meet()
