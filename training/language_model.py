@@ -42,8 +42,12 @@ def read_texts(file: Path) -> list[str]:
         texts: Iterable[str] = (u.text for u in read_utterances(file) if u.split == "dev")
     else:
         texts = (line.partition("|")[2] or line for line in lines)
-    cleaned = (" ".join(normalise_text(text).translate(MARKS).split()) for text in texts)
-    return [text for text in cleaned if text]
+    return [text for text in map(cleaned, texts) if text]
+
+
+def cleaned(text: str) -> str:
+    """The words of a text, without ``?`` and ``!``."""
+    return " ".join(normalise_text(text).translate(MARKS).split())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -229,12 +233,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("texts", type=Path, nargs="+", metavar="TEXT", help="plain text, or CSV of id|text lines")
     parser.add_argument("--out", type=Path, required=True, help="the file to write, such as Models/NAME/lm.npz")
     parser.add_argument("--dev", type=Path, help="held-out text, or a manifest CSV with split=dev")
+    parser.add_argument("--without", type=Path, nargs="+", default=[], metavar="DATA",
+                        help="recordings whose texts are left out, for training.train --mmi-lm")  # fmt: skip
     parser.add_argument("--order", type=int, default=3, help="words in the longest n-gram")
     parser.add_argument("--prune", type=int, nargs="+", default=[0, 0, 1], metavar="COUNT",
                         help="by order: n-grams counted at most so often are left out")  # fmt: skip
     parser.add_argument("--min-count", type=int, default=1, help="rarer words count as unknown")
     given = parser.parse_args(arguments)
-    texts = [text for file in given.texts for text in read_texts(file)]
+    spoken = {cleaned(utterance.text) for data in given.without for utterance in read_utterances(data)}
+    texts = [text for file in given.texts for text in read_texts(file) if text not in spoken]
     prune = [given.prune[min(n, len(given.prune) - 1)] for n in range(given.order)]
     arrays = train(texts, given.order, prune, given.min_count)
     write(arrays, given.out)

@@ -34,6 +34,7 @@ from speech.features import Spectrogram, spectrogram
 from speech.model_card import LANGUAGE_MODEL, WEIGHTS
 from training.augment import Augmentation, add_arguments
 from training.dataset import Clip, batches, load_clips, read_utterances, repeat
+from training.mmi import NBestMMI
 from training.muon import Muon
 from training.old_keras import read_layers
 from training.torch_model import Network, product_type
@@ -67,6 +68,7 @@ class Recipe:
     average: float = 0.995  # decay of the moving average of the weights, which is what is kept
     mask_from_epoch: int = 1  # SpecAugment from this epoch on
     conv_every: int = 1  # steps between two updates of the convolutions, whose gradients are 45 % of a step's time
+    mmi: float = 0.0  # share of the loss that asks what the beam search makes of it (`training.mmi`); the rest is CTC
     patience: int = 0  # stop when so many checkpoints in a row brought no better WER on dev; 0: never
     seed: int = 1
     repeat: dict[str, float] = field(default_factory=dict)  # how often a corpus is heard in an epoch
@@ -89,15 +91,18 @@ def load_splits(data: Sequence[Path], cache: Path) -> tuple[list[Clip], list[Cli
     return train, load_clips([u for u in utterances if u.split == "dev"], cache)
 
 
-def ctc_loss(network: Network, frames: Tensor, n_frames: Tensor, texts: Sequence[str], alphabet: Alphabet) -> Tensor:
+def ctc_loss(network: Network, frames: Tensor, n_frames: Tensor, texts: Sequence[str], alphabet: Alphabet,
+             mmi: NBestMMI | None = None, share: float = 0.0) -> Tensor:  # fmt: skip
     """Mean over the batch of the CTC loss of each utterance, divided by the length of its text; a text that is none, or
-    very slow, is taken for one of a letter in a quarter of a second."""
+    very slow, is taken for one of a letter in a quarter of a second. ``share`` of it is the loss of `training.mmi`."""
     labels = [alphabet.encode(text) for text in texts]
     lengths = torch.tensor([len(label) for label in labels])
     flat = torch.tensor([label for row in labels for label in row], dtype=torch.int64, device=network.device)
     n_steps = (n_frames + 1) // 2
     log_probs = network(frames.to(network.device), n_frames.to(network.device))
     losses = F.ctc_loss(log_probs, flat, n_steps, lengths, blank=alphabet.blank, reduction="none", zero_infinity=True)
+    if mmi:
+        losses = (1 - share) * losses + share * mmi.losses(log_probs, n_steps, texts)
     return (losses / torch.maximum(lengths, n_steps / STEPS_A_LETTER).to(network.device)).mean()
 
 
@@ -131,7 +136,9 @@ class Trainer:
         augmentation: Augmentation | None = None,
         curves: "SummaryWriter | None" = None,
         device: torch.device | None = None,
+        mmi: NBestMMI | None = None,
     ) -> None:
+        self.mmi = mmi
         self.recipe, self.train, self.dev, self.out = recipe, train, dev, out
         self.alphabet = Alphabet()
         torch.manual_seed(recipe.seed)
@@ -248,7 +255,8 @@ class Trainer:
             parameters["lr"] = recipe.learning_rate * rate
         for parameter in self.network.front_parameters():
             parameter.requires_grad_(self.step % recipe.conv_every == 0)
-        loss = ctc_loss(self.network, *pad(spectrograms), [clip.text for clip in group], self.alphabet)
+        loss = ctc_loss(self.network, *pad(spectrograms), [clip.text for clip in group], self.alphabet,
+                        self.mmi, recipe.mmi)  # fmt: skip
         self.network.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm)
@@ -319,6 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--init", type=Path, help="folder of a model of the same size to start from, language model and all"
     )
+    parser.add_argument("--mmi-lm", type=Path, help="language model for --mmi, which has not read the texts of DATA")
     parser.add_argument("--repeat", nargs="*", default=[], metavar="CORPUS=TIMES", help="weight of a corpus")
     parser.add_argument(
         "--tensorboard", action="store_true", help="curves for TensorBoard in the folder of the run too"
@@ -331,6 +340,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.add_argument(flag, type=kind, default=Recipe.__dataclass_fields__[name].default)
     add_arguments(parser)
     given = parser.parse_args(arguments)
+    if given.mmi and not (given.init and given.mmi_lm):
+        parser.error("--mmi: expected --init and --mmi-lm, whose searches it learns from")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     values = {name: getattr(given, name) for name in Recipe.__annotations__ if name != "repeat"}
     recipe = Recipe(**values, repeat=_repeats(given.repeat))
@@ -347,7 +358,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         curves = _tensorboard(given.out) if given.tensorboard else None
     short = [c for c in train if c.seconds <= recipe.max_seconds]
     device = given.device or workers.device(torch.cuda.device_count())
-    trainer = Trainer(recipe, short, dev, given.out, workers, augmentation, curves, device)
+    mmi = NBestMMI.of(given.init, given.mmi_lm) if recipe.mmi else None
+    trainer = Trainer(recipe, short, dev, given.out, workers, augmentation, curves, device, mmi)
     trainer.shortest_first = not given.init
     if given.init and trainer.step == 0:
         trainer.start_from(given.init)
