@@ -301,7 +301,8 @@ class VoskConnection(Connection):
         self._with_words = bool(config.get("words", self._with_words))
         phrases = _strings(config, "phrase_list")
         if self.service.takes_hot_words:
-            self.set_hot_words("phrase_list", [w for phrase in phrases for w in phrase.split() if w != "[unk]"])
+            words = dict.fromkeys(word for phrase in phrases for word in phrase.split())
+            self.set_hot_words("phrase_list", [word for word in words if word != "[unk]"])
         if "sample_rate" in config:
             self.set_rate(config["sample_rate"])
         return True

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -27,12 +27,14 @@ from service import ClientGone
 from speech.beam import Weights
 from speech.ctc import Word
 from speech.errors import SpeechError
+from speech.hot_words import MAX_HOT_WORDS
 from speech.segments import Segment, segments
 from speech.subtitles import to_srt, to_vtt
 
 ALIASES = ("whisper-1", "default")  # names that stand for the served model
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 GRANULARITIES = ("segment", "word")
+MAX_FIELDS = MAX_HOT_WORDS + 30  # a hot word each, and the others
 HOT_FIELDS = ("keywords[]", "hotwords")  # as OpenAI's clients and those of faster-whisper's servers say it
 LANGUAGES = ("en", "english")
 
@@ -125,7 +127,7 @@ def create_router(
     async def transcriptions(request: Request) -> Response:
         try:
             async with AsyncExitStack() as stack:
-                form = await stack.enter_async_context(request.form(max_files=1, max_fields=100))
+                form = await stack.enter_async_context(request.form(max_files=1, max_fields=MAX_FIELDS))
                 options = read_options(form, names, read_hot_words)
                 file = form["file"]
                 assert isinstance(file, UploadFile)
@@ -187,15 +189,12 @@ def read_options(form: FormData, models: Sequence[str], read_hot_words: ReadHotW
     asked = frozenset(_one_of(key, str(value), GRANULARITIES) for value in form.getlist(key) if value)
     if asked and chosen != "verbose_json":
         raise RefusedParameter(key, f"expected response_format verbose_json with {key}, found {chosen}")
-    hot_words = {word: weight for name in HOT_FIELDS for word, weight in _hot_words(form, name, read_hot_words)}
-    return Options(chosen, asked or frozenset({"segment"}), stream, hot_words)
-
-
-def _hot_words(form: FormData, name: str, read_hot_words: ReadHotWords) -> Iterable[tuple[str, float]]:
+    given = [name for name in HOT_FIELDS if name in form]
     try:
-        return read_hot_words([str(value) for value in form.getlist(name)]).items()
+        hot_words = read_hot_words([str(value) for name in given for value in form.getlist(name)])
     except ValueError as error:
-        raise RefusedParameter(name, f"{name}: {error}") from None
+        raise RefusedParameter(given[-1], f"{', '.join(given)}: {error}") from None
+    return Options(chosen, asked or frozenset({"segment"}), stream, hot_words)
 
 
 def _one_of(param: str, value: str, allowed: Sequence[str]) -> str:

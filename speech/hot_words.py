@@ -10,6 +10,7 @@ HOT_WEIGHT = 4.0  # nats, where none is given: docs/decoding.md has what it does
 MAX_HOT_WEIGHT = 100.0  # nats
 MAX_HOT_WORDS = 100  # words or phrases at once
 MAX_HOT_LENGTH = 64  # characters of one
+MAX_HOT_TEXT = MAX_HOT_WORDS * (MAX_HOT_LENGTH + 16)  # characters of all, with bonuses and commas
 
 
 def read_hot_words(texts: Iterable[str], characters: str = CHARACTERS) -> dict[str, float]:
@@ -19,6 +20,9 @@ def read_hot_words(texts: Iterable[str], characters: str = CHARACTERS) -> dict[s
         ValueError: one cannot be spelled with the characters, its bonus is no number of at most 100 either way, or
             they are too long or too many.
     """
+    texts = list(texts)
+    if (length := sum(map(len, texts))) > MAX_HOT_TEXT:
+        raise ValueError(f"expected at most {MAX_HOT_TEXT} characters of hot words, found {length}")
     found: dict[str, float] = {}
     for written in (part.strip() for text in texts for part in text.split(",")):
         if not written:

@@ -29,6 +29,7 @@ QUIET = -60.0  # dB of full scale: nothing below is loud
 HEADROOM = 9.0  # dB above the background that are loud, at least
 SHARE = 0.3  # of the way from the background to the loudest: what is above is loud
 MEMORY = 10.0  # seconds over which background and loudest are known
+GLANCE = 100  # levels, two seconds, in which a word of 0.1 s can be told from noise
 DYNAMICS = 8.0  # dB between loud and quiet moments; speech has more, steady noise less
 PARTIAL = 0.5  # seconds of new sound between two partial texts, at least
 
@@ -63,12 +64,13 @@ def levels(samples: Samples) -> npt.NDArray[np.float32]:
 def is_steady(waveform: Waveform) -> bool:
     """Whether the sound is silence or steady noise, without the rise and fall of speech: there is nothing to hear.
 
-    Below two seconds nothing can be told, and it is False.
+    A lone word makes the two seconds around it louder than the rest. In less than that nothing can be told: False.
     """
-    if waveform.duration < 2.0:
+    found = levels(waveform.samples)
+    if len(found) < GLANCE:
         return False
-    quiet, loud = np.percentile(levels(waveform.samples), (10, 95))
-    return bool(loud - quiet < DYNAMICS)
+    glances = np.lib.stride_tricks.sliding_window_view(found, GLANCE)[::-5]  # the last one ends with the sound
+    return bool(np.percentile(glances, 95, axis=1).max() - np.percentile(found, 10) < DYNAMICS)
 
 
 def quietest(samples: Samples, after: float) -> int:

@@ -1,5 +1,6 @@
 """Words that are preferred: how they are written, and that they count at every door, with the shipped model."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -15,7 +16,15 @@ from hypothesis import strategies as st
 
 from predictor import SpeechPredictor
 from speech.audio import decode_wav
-from speech.hot_words import HOT_WEIGHT, MAX_HOT_LENGTH, MAX_HOT_WEIGHT, MAX_HOT_WORDS, HotWords, read_hot_words
+from speech.hot_words import (
+    HOT_WEIGHT,
+    MAX_HOT_LENGTH,
+    MAX_HOT_TEXT,
+    MAX_HOT_WEIGHT,
+    MAX_HOT_WORDS,
+    HotWords,
+    read_hot_words,
+)
 from tests.test_live import open_stream, pcm, rest, vosk
 from tests.test_server import ROOT, Process
 
@@ -52,6 +61,7 @@ def test_how_they_are_written(texts: list[str], expected: dict[str, float]):
             ",".join(chr(97 + i // 26) + chr(97 + i % 26) for i in range(MAX_HOT_WORDS + 1)),
             [f"at most {MAX_HOT_WORDS}"],
         ),
+        ("a," * MAX_HOT_TEXT, ["characters", str(2 * MAX_HOT_TEXT)]),  # at once, however many of them are the same
     ],
 )
 def test_what_cannot_be_taken_is_said(text: str, words: list[str]):
@@ -131,6 +141,15 @@ def test_openais_client_and_those_of_others_send_them(server: Process, word: str
     assert word in ask(server).json()["text"].split()  # they count for their request alone
 
 
+def test_as_many_as_are_promised_may_come(server: Process):
+    words = ["".join(pair) for pair in itertools.product("abcdefghij", repeat=2)]
+    assert len(words) == MAX_HOT_WORDS
+    assert ask(server, model="default", response_format="text", **{"keywords[]": words}).status_code == 200
+    refused = ask(server, hotwords=",".join(words), **{"keywords[]": ["one"]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "hotwords")
+    assert f"at most {MAX_HOT_WORDS}" in refused.json()["error"]["message"]
+
+
 def test_live_sound_takes_them(server: Process):
     def speak(hotwords: list[str]) -> list[dict[str, Any]]:
         with open_stream(server) as socket:
@@ -159,6 +178,7 @@ def test_vosks_phrase_list_prefers_its_words(server: Process):
 
     unsure = min(speak([]), key=lambda word: word["conf"])["word"]
     assert unsure not in [word["word"] for word in speak([f"one two {unsure}:-60", "[unk]"])]
+    assert unsure not in [word["word"] for word in speak([f"one two {unsure}:-60"] * 2000)]  # words may come again
 
 
 def test_the_command_line_takes_them_here_and_there(server: Process, word: str, unwanted: str):

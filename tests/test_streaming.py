@@ -83,9 +83,23 @@ def test_quietest_finds_a_hole():
         (voice(10, 0.001), False),
         (voice(5) + noise(5, 0.01), False),
         (np.concatenate([noise(25), voice(2)]), False),  # little speech in much noise
+        (np.concatenate([noise(7, 0.001), voice(0.4), noise(8, 0.001)]), False),
+        (np.concatenate([noise(15, 0.001), voice(0.3)]), False),
         (np.zeros(RATE, np.float32), False),  # too short to tell
     ],
-    ids=["silence", "noise", "faint noise", "tone", "voice", "faint voice", "noisy voice", "little voice", "short"],
+    ids=[
+        "silence",
+        "noise",
+        "faint noise",
+        "tone",
+        "voice",
+        "faint voice",
+        "noisy voice",
+        "little voice",
+        "lone word",
+        "last word",
+        "short",
+    ],
 )
 def test_steady_sound_is_told_from_voice(samples: np.ndarray, steady: bool):
     assert is_steady(Waveform(samples)) is steady
