@@ -58,6 +58,7 @@ class Service:
         self._problem: SpeechError = NotReady("expected a loaded model, found one that is still loading")
         self._loading: Future[None] | None = None
         self._batcher: Batcher[tuple[Waveform, Weights], tuple[Transcript, Stages, int]] | None = None
+        self._waiting_for_room = asyncio.Lock()
         self.metrics = Metrics()
         self.metrics.in_flight.set_function(lambda: self.in_flight)
         self.metrics.queue_seconds.set_function(lambda: self._batcher.queued_seconds if self._batcher else 0.0)
@@ -142,6 +143,9 @@ class Service:
         self.check_ready()
         assert self._batcher is not None
         self._batcher.check_room()
+        if self._waiting_for_room.locked():
+            wait = self._batcher.seconds_to_wait
+            raise QueueFull("expected room in the queue, found files that were accepted before waiting for it", wait)
         if (uploads := self.in_flight - self.streams) >= self.settings.max_uploads:
             wait = self._batcher.seconds_to_wait
             raise QueueFull(f"expected at most {self.settings.max_uploads} uploads at once, found {uploads}", wait)
@@ -204,7 +208,8 @@ class Service:
             self.in_flight -= 1
 
     async def hear(self, waveform: Waveform, hot_words: Weights = NONE_HOT, patient: bool = True) -> Transcript:
-        """The text of a part of longer sound; none for steady noise. If ``patient``, a full queue is waited for.
+        """The text of a part of longer sound; none for steady noise. If ``patient``, a full queue is waited for,
+        and the deadline begins with a place in it.
 
         Raises:
             QueueFull, DeadlineExceeded, InferenceFailed.
@@ -225,9 +230,13 @@ class Service:
     async def _submit(
         self, waveform: Waveform, started: float, hot_words: Weights = NONE_HOT, patient: bool = False
     ) -> Transcript:
+        assert self._batcher is not None
+        if patient:
+            await self._room()
         try:
             async with asyncio.timeout(self.settings.timeout):
-                transcript, stages, batch_size = await self._in_turn(waveform, hot_words, patient)
+                work = self._batcher.submit((waveform, hot_words), waveform.duration, part=patient)
+                transcript, stages, batch_size = await work
         except TimeoutError:
             raise DeadlineExceeded(f"expected an answer within {self.settings.timeout:g} s, found none") from None
         except InferenceFailed:
@@ -252,15 +261,15 @@ class Service:
         )
         return transcript
 
-    async def _in_turn(self, waveform: Waveform, hot_words: Weights, patient: bool) -> tuple[Transcript, Stages, int]:
+    async def _room(self) -> None:
+        """Wait until the queue has room, first come first served."""
         assert self._batcher is not None
-        while True:
-            try:
-                return await self._batcher.submit((waveform, hot_words), waveform.duration, part=patient)
-            except QueueFull as full:
-                if not patient:
-                    raise
-                await asyncio.sleep(min(1.0, full.retry_after))
+        async with self._waiting_for_room:
+            while True:
+                try:
+                    return self._batcher.check_room()
+                except QueueFull as full:
+                    await asyncio.sleep(min(1.0, full.retry_after))
 
 
 async def _unless_gone(work: Awaitable[T], request: Request) -> T:

@@ -1,23 +1,30 @@
 """Files of any length at OpenAI's endpoint, over a real socket: piece by piece, in order, and no longer than wanted."""
 
+import asyncio
 import io
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 from string import ascii_lowercase
 
 import httpx
 import numpy as np
+import pytest
 import soundfile
 import uvicorn
 
 from api import create_app
 from config import Settings
 from predictor import SpeechPredictor
+from service import Service
 from speech.alphabet import Alphabet
+from speech.audio import Waveform
+from speech.errors import QueueFull
 from tests.conftest import RATE, FakeEngine
 from tests.test_streaming import noise, voice
 
@@ -165,6 +172,39 @@ def test_the_deadline_is_that_of_a_piece_not_of_the_file(settings: Settings):
         answer = httpx.post(url + PATH, files=flac(voice(150)), timeout=60)
     assert answer.status_code == 200
     assert engine.heard * 0.3 > 1.2
+
+
+def test_files_that_were_accepted_wait_for_room_in_the_queue(settings: Settings):
+    """However long: the deadline is for what has a place. Nobody who comes later is let in before."""
+    settings = settings.model_copy(update={"timeout": 1.5, "max_queue_seconds": 12.0})
+    with serving(settings, Scribe(lambda number: time.sleep(0.25))) as url, ThreadPoolExecutor(6) as clients:
+        file = flac(voice(60))  # six pieces or so
+        found = list(clients.map(lambda _: httpx.post(url + PATH, files=file, timeout=60), range(6)))
+    codes = Counter((answer.status_code, answer.json().get("code", "")) for answer in found)
+    assert codes.keys() <= {(200, ""), (503, "QueueFull")}
+    assert codes[200, ""] >= 2
+
+
+def test_nobody_is_let_in_before_what_waits_for_room(settings: Settings):
+    go_on = threading.Event()
+    engine = Scribe(lambda number: go_on.wait(20))
+    service = Service(settings.model_copy(update={"max_queue_seconds": 5.0}), SpeechPredictor(engine))
+
+    async def scenario() -> None:
+        async with service.running():
+            await service.check_room()
+            heard, queued, waits = (asyncio.create_task(service.hear(Waveform(voice(10)))) for _ in range(3))
+            while not engine.heard:
+                await asyncio.sleep(0.01)
+            queued.cancel()
+            await asyncio.wait((queued,))
+            with pytest.raises(QueueFull, match="accepted before"):
+                await service.check_room()
+            go_on.set()
+            assert {(await heard).text, (await waits).text} == {"a", "b"}
+            await service.check_room()
+
+    asyncio.run(scenario())
 
 
 def test_a_file_that_is_too_long(settings: Settings):
