@@ -185,11 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = 0
     for file in given.files:
         try:
-            print(
-                f"{file}: {predictor.transcribe(file).text}"
-                if len(given.files) > 1
-                else predictor.transcribe(file).text
-            )
+            text = predictor.transcribe(decode_wav(Path(file).read_bytes(), settings.max_seconds)).text
+            print(f"{file}: {text}" if len(given.files) > 1 else text)
         except (SpeechError, OSError) as error:
             failed = 1
             print(f"{file}: {type(error).__name__}: {error}", file=sys.stderr)

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import mmap
+import os
 import threading
 import time
 from collections import deque
@@ -19,6 +21,7 @@ from predictor import SpeechPredictor, Stages
 from speech.audio import Waveform, decode_wav
 from speech.batching import Batcher
 from speech.beam import NONE_HOT, Weights
+from speech.containers import Bytes
 from speech.ctc import Transcript
 from speech.engine import give_back_memory, share_memory
 from speech.errors import DeadlineExceeded, InferenceFailed, ModelError, NotReady, QueueFull, SpeechError
@@ -175,7 +178,7 @@ class Service:
         Raises:
             SpeechError: any of the tree, at whatever piece; ClientGone: the client hung up.
         """
-        data = await asyncio.to_thread(file.read)
+        data = await asyncio.to_thread(_on_disk, file)
         rest = pieces(decode_blocks(data, self.settings.max_long_seconds))
         working: deque[tuple[Piece, asyncio.Task[Transcript]]] = deque()
         try:
@@ -270,6 +273,13 @@ class Service:
                     return self._batcher.check_room()
                 except QueueFull as full:
                     await asyncio.sleep(min(1.0, full.retry_after))
+
+
+def _on_disk(file: BinaryIO) -> Bytes:
+    """The bytes of an upload, mapped: many long files at once need not fit into memory."""
+    if not file.seek(0, os.SEEK_END):
+        return b""
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # a spooled file is written to the disk for it
 
 
 async def _unless_gone(work: Awaitable[T], request: Request) -> T:

@@ -147,10 +147,12 @@ def find(inputs: Sequence[str]) -> dict[str, Path]:
     """Each file to read, and its path without the folder that was given.
 
     Raises:
-        ValueError: a folder has no audio in it.
+        ValueError: a name is empty, or a folder has no audio in it.
     """
     found: dict[str, Path] = {}
     for given in inputs:
+        if not given:  # a variable that is not set; as a path it would be the current folder
+            raise ValueError(f"expected a file, a folder or {STDIN}, found an empty name")
         if given == STDIN:
             found[given] = Path("stdin")
         elif (folder := Path(given)).is_dir():

@@ -1,9 +1,9 @@
 """Sound from any common file, decided by its content: decoded block by block, mixed to mono, resampled to 22050 Hz.
 
 WAV, AIFF, FLAC, Ogg and MP3 are read by libsndfile (soundfile), m4a, mp4, webm and FLAC in Ogg by FFmpeg (PyAV,
-optional). A file that breaks off is decoded as far as it goes, and the break is logged. Nothing that a header says of a
-length is believed: what was decoded is counted, so that minutes of silence in a few bytes cost no more than
-``max_seconds``.
+optional). A file that breaks off is decoded as far as it goes, and the break is logged. What was decoded is counted, so
+that minutes of silence in a few bytes cost no more than ``max_seconds``; what headers say of a whole file's length is
+not believed (`speech.containers`).
 """
 
 import io
@@ -11,7 +11,7 @@ import logging
 import re
 import struct
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import soundfile
 import soxr
 
 from speech.audio import FULL_SCALE, SAMPLE_RATE, Waveform, from_pcm16
+from speech.containers import Bytes, Part, is_mpeg_audio, links, open_ended
 from speech.errors import AudioTooLong, DamagedWav, NotAWav, UnsupportedWav
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ READ = "WAV, AIFF, FLAC, Ogg (Vorbis, Opus, FLAC), MP3, m4a, mp4 or webm"
 MIN_RATE, MAX_RATE = 4000, 384_000  # Hz
 MAX_CHANNELS = 16
 MAX_PACKETS = 2**21  # that an mp4 may announce: 12 hours of AAC; FFmpeg allots 32 bytes for each
+MAX_LINKS = 1000  # of a chain of Ogg
 BLOCK = 16384  # frames decoded at once
+MP3_FRAME = 1152  # samples
 UNSUPPORTED_ENCODING = 4  # SF_ERR_UNSUPPORTED_ENCODING of sndfile.h
 # Boxes of an mp4 that announce packets, up to the number; a compressed header (cmov) could announce any.
 COUNTS = re.compile(rb"st(?:sz|z2).{8}(?P<stsz>.{4})|trun.{4}(?P<trun>.{4})|cmov", re.DOTALL)
@@ -40,7 +43,7 @@ Block = npt.NDArray[np.float32]  # (n, channels)
 log = logging.getLogger(__name__)
 
 
-def decode_audio(data: bytes, max_seconds: float = float("inf")) -> Waveform:
+def decode_audio(data: Bytes, max_seconds: float = float("inf")) -> Waveform:
     """Sound of a file, channels averaged, at 22050 Hz and rounded to 16 bits as in training.
 
     A 22050 Hz mono 16-bit WAV file comes out exactly as `speech.audio.decode_wav` gives it.
@@ -54,7 +57,7 @@ def decode_audio(data: bytes, max_seconds: float = float("inf")) -> Waveform:
     return Waveform(np.concatenate(list(decode_blocks(data, max_seconds))))
 
 
-def decode_blocks(data: bytes, max_seconds: float = float("inf")) -> Iterator[npt.NDArray[np.float32]]:
+def decode_blocks(data: Bytes, max_seconds: float = float("inf")) -> Iterator[npt.NDArray[np.float32]]:
     """`decode_audio` block by block, for sound that is not to be in memory as a whole; raises as it goes."""
     kind = _kind(data)
     rate, blocks = _open_av(data, kind) if kind != "sndfile" else _open_soundfile(data)
@@ -117,7 +120,7 @@ def _mono(blocks: Iterator[Block], rate: int, max_seconds: float) -> Iterator[np
         raise DamagedWav("expected sound, found not one sample that can be decoded")
 
 
-def _kind(data: bytes) -> str:
+def _kind(data: Bytes) -> str:
     """What the first bytes announce: ``sndfile``, or FFmpeg's name of the container."""
     if not data:
         raise DamagedWav("expected a file with sound, found an empty one")
@@ -126,20 +129,13 @@ def _kind(data: bytes) -> str:
         return "sndfile"
     if data[:4] == b"OggS" and data[28:33] == b"\x7fFLAC":
         return "ogg"  # libsndfile refuses it
-    if data[:4] in (b"fLaC", b"OggS") or data[:3] == b"ID3" or _is_mpeg_audio(data[:4]):
+    if data[:4] in (b"fLaC", b"OggS") or data[:3] == b"ID3" or is_mpeg_audio(data[:4]):
         return "sndfile"
     if data[4:8] == b"ftyp":
         return "mov"
     if data[:4] == b"\x1aE\xdf\xa3":
         return "matroska"
     raise NotAWav(f"expected {READ}, found a file that begins with {data[:12]!r}")
-
-
-def _is_mpeg_audio(header: bytes) -> bool:
-    """Whether four bytes are the header of an MP3 frame: none of its fields reserved, unlike AAC's layer 0."""
-    word = int.from_bytes(header, "big")
-    version, layer, bit_rate, rate = word >> 19 & 3, word >> 17 & 3, word >> 12 & 15, word >> 10 & 3
-    return len(header) == 4 and word >> 21 == 0x7FF and version != 1 and layer != 0 and bit_rate != 15 and rate != 3
 
 
 def _check_sound(rate: int, channels: int) -> None:
@@ -149,44 +145,70 @@ def _check_sound(rate: int, channels: int) -> None:
         raise UnsupportedWav(f"channel count: expected 1 to {MAX_CHANNELS}, found {channels}")
 
 
-class _Bytes(io.BytesIO):
-    """libsndfile seeks to before the beginning of damaged files: it stays at the beginning."""
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """The new position."""
-        return super().seek(max(0, offset) if whence == io.SEEK_SET else offset, whence)
-
-
 class _Sequential(soundfile.SoundFile):
     """A sound file that is only read on: soundfile seeks after each block, which spoils MP3 at every border."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__(part)
+        self.part = part
 
     def seekable(self) -> bool:
         """No."""
         return False
 
 
-def _open_soundfile(data: bytes) -> tuple[int, Iterator[Block]]:
-    """Rate in Hz and blocks of a file that libsndfile reads."""
+def _open_soundfile(data: Bytes) -> tuple[int, Iterator[Block]]:
+    """Rate in Hz and blocks of a file that libsndfile reads, of all links if it is a chain of Ogg."""
+    files = map(_open_part, links(data) if data[:4] == b"OggS" else [open_ended(data)])
+    first = next(files)
+    rate = first.samplerate
+    _check_sound(rate, first.channels)
+
+    def blocks() -> Iterator[Block]:
+        for number, file in enumerate(chain([first], files)):
+            with file:
+                if number == MAX_LINKS:
+                    raise DamagedWav(f"expected at most {MAX_LINKS} links in a chain, found more")
+                if file.samplerate != rate:
+                    raise DamagedWav(f"expected one sample rate, found {rate} Hz and then {file.samplerate} Hz")
+                _check_sound(rate, file.channels)
+                yield from _read(file)
+
+    return rate, blocks()
+
+
+def _open_part(part: Part) -> _Sequential:
     try:
-        file = _Sequential(_Bytes(data))
+        return _Sequential(part)
     except soundfile.LibsndfileError as error:
         if error.code == UNSUPPORTED_ENCODING:
             raise UnsupportedWav(f"expected {READ}, found an encoding that cannot be read: {error}") from None
         raise DamagedWav(f"expected a file that can be decoded, found: {error}") from None
-    _check_sound(file.samplerate, file.channels)
-
-    def blocks() -> Iterator[Block]:
-        with file:
-            try:
-                while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-                    yield block
-            except soundfile.LibsndfileError as error:
-                raise DamagedWav(f"expected a file that can be decoded, found: {error}") from None
-
-    return file.samplerate, blocks()
 
 
-def _open_av(data: bytes, container: str) -> tuple[int, Iterator[Block]]:
+def _read(file: _Sequential) -> Iterator[Block]:
+    """Blocks, also the last one before a break: a read that fails loses what it was to give, so MP3 goes by frames."""
+    per_block = BLOCK // MP3_FRAME if file.format == "MP3" else 1
+    problem = ""
+
+    def parts() -> Iterator[Block]:
+        nonlocal problem
+        try:
+            while len(part := file.read(BLOCK // per_block, dtype="float32", always_2d=True)):
+                yield part
+        except soundfile.LibsndfileError as error:
+            problem = str(error)
+
+    reading = parts()
+    while held := list(islice(reading, per_block)):
+        yield np.concatenate(held) if len(held) > 1 else held[0]
+    if problem:
+        raise DamagedWav(f"expected a file that can be decoded, found: {problem}")
+    if file.format == "MP3" and (left := file.part.left) > 0:
+        raise DamagedWav(f"expected sound of one kind to the end, found {left} bytes that are not")
+
+
+def _open_av(data: Bytes, container: str) -> tuple[int, Iterator[Block]]:
     """Rate in Hz and blocks of the first track with sound of a file that FFmpeg reads as that container."""
     if container == "mov":
         _check_mp4(data)
@@ -232,7 +254,7 @@ def _frame_samples(frame: "AudioFrame") -> Block:
     return (values / half - (values.dtype.kind == "u")).astype(np.float32)
 
 
-def _check_mp4(data: bytes) -> None:
+def _check_mp4(data: Bytes) -> None:
     """Raise UnsupportedWav for a header that would make FFmpeg fill gigabytes: it allots all packets it is told of.
 
     All but the sound itself (``mdat``) is searched for the boxes that count packets, however they are nested.

@@ -214,6 +214,8 @@ def test_wrong_keys_and_servers_are_said_for_each_file(server: Process):
     ("arguments", "words"),
     [
         ((), "required"),
+        (("",), "found an empty name"),
+        ((HELLO, ""), "found an empty name"),
         ((HELLO, "--format", "docx"), "docx"),
         ((HELLO, "--jobs", "0"), "found 0"),
         ((HELLO, "--server", "127.0.0.1:8000"), "http://HOST:PORT"),

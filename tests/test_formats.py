@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from speech.audio import SAMPLE_RATE, decode_wav
 from speech.errors import AudioError, AudioTooLong, DamagedWav, NotAWav, UnsupportedWav
-from speech.formats import MAX_PACKETS, decode_audio, resample
+from speech.formats import MAX_LINKS, MAX_PACKETS, decode_audio, resample
 
 ROOT = Path(__file__).resolve().parent.parent
 LEVEL = 0.25  # of the 1 kHz tone
@@ -140,7 +140,9 @@ def test_an_mp3_read_in_blocks_has_no_seams():
     noise = np.random.default_rng(2).normal(0, 0.1, 200_000)
     data = encode("MP3", "MPEG_LAYER_III", noise[:, None], SAMPLE_RATE)
     whole, _ = soundfile.read(io.BytesIO(data), dtype="float32")
-    assert np.abs(decode_audio(data).samples - whole).max() <= 1 / 32768
+    found = decode_audio(data).samples
+    assert np.abs(found[: len(whole)] - whole).max() <= 1 / 32768
+    assert len(found) - len(whole) < 0.1 * SAMPLE_RATE  # of padding, which only a count of frames would tell
 
 
 def test_channels_are_averaged():
@@ -220,7 +222,7 @@ def test_hours_in_a_small_file_cost_no_more_than_the_limit():
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("claimed", [0, 2**20, 2**36 - 1])
+@pytest.mark.parametrize("claimed", [0, 20_000, 2**20, 2**36 - 1])
 def test_the_length_in_a_flac_header_is_not_believed(claimed: int):
     data = bytearray(FILES["flac"])
     data[21] = data[21] & 0xF0 | claimed >> 32
@@ -232,6 +234,96 @@ def test_the_length_in_a_wav_header_of_a_stream_is_not_believed():
     data, at = bytearray(FILES["wav"]), FILES["wav"].index(b"data")
     data[at + 4 : at + 8] = data[4:8] = b"\xff" * 4
     assert decode_audio(bytes(data), max_seconds=4).duration == pytest.approx(3, abs=0.01)
+
+
+@pytest.mark.parametrize("width", WAV_WIDTHS)
+@pytest.mark.parametrize(("whole", "order"), [(0, "<"), (36, "<"), (0xFFFFFFFF, "<"), (0, ">")])
+def test_a_wav_whose_size_was_never_filled_in_goes_to_its_end(width: str, whole: int, order: str):
+    """As writers to a pipe leave it."""
+    file = io.BytesIO()
+    soundfile.write(file, SOUND, 48000, format="WAV", subtype=width, endian="BIG" if order == ">" else "LITTLE")
+    data = bytearray(file.getvalue())
+    at = data.index(b"data")
+    data[4:8], data[at + 4 : at + 8] = struct.pack(f"{order}I", whole), bytes(4)
+    assert decode_audio(bytes(data), max_seconds=4).duration == pytest.approx(3, abs=0.1)  # ADPCM fills its last block
+
+
+def test_chunks_behind_no_sound_are_no_sound():
+    data = encode("WAV", "PCM_16", np.zeros((0, 1)), 22050) + b"LIST" + struct.pack("<I", 4000) + b"INFO" * 1000
+    with pytest.raises(DamagedWav, match="not one sample"):
+        decode_audio(data[:4] + struct.pack("<I", len(data) - 8) + data[8:])
+
+
+MP3 = encode("MP3", "MPEG_LAYER_III", SOUND[:, :1], 48000)
+COUNT = MP3.index(b"Xing") + 8
+PLAIN = MP3[MP3.index(MP3[:2], COUNT) :]  # without the frame that counts the others
+ID3V1, ID3V2 = b"TAG" + bytes(125), b"ID3\4\0\0\0\0\2\0" + b"\xff\xfb" * 128
+
+
+@pytest.mark.parametrize("claimed", [0, 1, 4, 5, 50, 2**20, 2**32 - 1])
+def test_the_length_in_an_mp3_header_is_not_believed(claimed: int):
+    found = decode_audio(MP3[:COUNT] + claimed.to_bytes(4, "big") + MP3[COUNT + 4 :], max_seconds=4)
+    assert found.duration == pytest.approx(3, abs=0.12)  # it says how much of both ends is padding too
+    assert level_of(found.samples, 1000) == pytest.approx(LEVEL, rel=0.1)  # a seam where it ended
+
+
+def test_an_mp3_without_a_count_is_not_ended_by_a_guess(caplog: pytest.LogCaptureFixture):
+    """A loud beginning has larger frames, from which libsndfile would guess that there are few."""
+    noise = np.random.default_rng(4).normal(0, 0.1, 22050 * 4) * (np.arange(22050 * 4) < 2000)
+    data = encode("MP3", "MPEG_LAYER_III", noise[:, None], 22050)
+    plain = data[data.index(data[:2], data.index(b"Xing")) :]
+    assert soundfile.info(io.BytesIO(plain)).duration < 3.5
+    for tag in (b"", ID3V2):
+        assert decode_audio(tag + plain, max_seconds=5).duration == pytest.approx(4, abs=0.12)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(("second", "between"), [("MP3", b""), ("MP3", ID3V1), ("MP3", ID3V1 + ID3V2), ("PLAIN", b"")])
+def test_joined_mp3s_are_heard_one_after_another(second: str, between: bytes, caplog: pytest.LogCaptureFixture):
+    data = PLAIN if second == "PLAIN" else encode("MP3", "MPEG_LAYER_III", tone(3000, 48000, 2.0)[:, None], 48000)
+    found = decode_audio(MP3 + between + data + ID3V1, max_seconds=7)
+    seconds, hertz = (3.0, 1000) if second == "PLAIN" else (2.0, 3000)
+    assert found.duration == pytest.approx(3 + seconds, abs=0.12)
+    assert not caplog.text
+    assert level_of(found.samples[: 3 * SAMPLE_RATE], 1000) == pytest.approx(LEVEL, rel=0.05)
+    assert level_of(found.samples[-round(seconds * SAMPLE_RATE) :], hertz) == pytest.approx(LEVEL, rel=0.05)
+    with pytest.raises(AudioTooLong):
+        decode_audio(MP3 + between + data, max_seconds=4)
+
+
+@pytest.mark.parametrize("kind", ["vorbis", "opus"])
+def test_the_links_of_an_ogg_chain_are_heard_one_after_another(kind: str):
+    """With the serial number of the first link or another one, longer or shorter."""
+    for seconds in (1.0, 4.0):
+        other = encode("OGG", kind.upper(), tone(3000, 48000, seconds)[:, None], 48000)
+        found = decode_audio(FILES[kind] + other, max_seconds=8)
+        assert found.duration == pytest.approx(3 + seconds, abs=0.05)
+        assert level_of(found.samples[: 3 * SAMPLE_RATE], 1000) == pytest.approx(LEVEL, rel=0.05)
+        assert level_of(found.samples[-round(seconds * SAMPLE_RATE) :], 3000) == pytest.approx(LEVEL, rel=0.11)
+    twice = decode_audio(FILES[kind] * 2).samples
+    assert np.array_equal(twice[:60_000], decode_audio(FILES[kind]).samples[:60_000])
+    with pytest.raises(AudioTooLong):
+        decode_audio(FILES[kind] * 2, max_seconds=4)
+
+
+def test_what_is_joined_is_bounded_and_said(caplog: pytest.LogCaptureFixture):
+    short = encode("OGG", "OPUS", tone(1000, 24000, 0.1)[:, None], 24000)
+    started = time.perf_counter()
+    assert decode_audio(short * (MAX_LINKS + 9)).duration == pytest.approx(0.1 * MAX_LINKS, rel=0.01)
+    assert f"at most {MAX_LINKS} links" in caplog.text
+    decode_audio(short + b"OggS\0\2" * 10**6)
+    assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize("what", ["stereo", "another rate", "noise"])
+def test_what_is_no_more_sound_of_an_mp3_is_said(what: str, caplog: pytest.LogCaptureFixture):
+    behind = {
+        "stereo": encode("MP3", "MPEG_LAYER_III", np.repeat(SOUND[:, :1], 2, axis=1), 48000),
+        "another rate": encode("MP3", "MPEG_LAYER_III", SOUND[:, :1], 44100),
+        "noise": bytes(range(1, 200)) * 100,
+    }[what]
+    assert decode_audio(MP3 + behind, max_seconds=7).duration == pytest.approx(3, abs=0.06)
+    assert "decoding stopped after 3.0" in caplog.text
 
 
 @pytest.mark.parametrize("box", [b"stsz", b"trun", b"cmov"])

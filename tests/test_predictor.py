@@ -108,6 +108,15 @@ def test_the_command_line_prints_texts_and_says_what_failed(shipped, tmp_path, c
     assert "FileNotFoundError" in captured.err
 
 
+def test_the_command_line_takes_no_longer_files_than_an_upload(shipped, tmp_path, capsys, monkeypatch):
+    (tmp_path / "long.wav").write_bytes(make_wav(make_sound(3.6)))
+    monkeypatch.setenv("STT_MAX_SECONDS", "3.5")
+    assert main([str(tmp_path / "long.wav"), str(SAMPLE)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == f"{SAMPLE}: {shipped.transcribe(SAMPLE).text}\n"
+    assert captured.err == f"{tmp_path / 'long.wav'}: AudioTooLong: expected at most 3.5 s of sound, found 3.6 s\n"
+
+
 def test_the_command_line_says_which_model_is_missing(tmp_path: Path):
     run = subprocess.run(
         [sys.executable, "predictor.py", str(SAMPLE)],

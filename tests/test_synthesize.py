@@ -63,6 +63,10 @@ def test_texts_of_all_layouts(tmp_path: Path):
     assert read_lines(tmp_path / "metadata.csv") == ["In two\n"]
     assert read_lines(tmp_path / "lines.txt") == ["One, two\n"]
     assert read_lines(tmp_path) == ["One, two", ""]
+    (tmp_path / "excel.csv").write_text('text,path\n"One, two",a.wav\n', encoding="utf-8-sig")
+    (tmp_path / "mark.txt").write_text("One, two\n", encoding="utf-8-sig")
+    assert read_lines(tmp_path / "excel.csv") == ["One, two"]
+    assert read_lines(tmp_path / "mark.txt") == ["One, two\n"]
 
 
 def test_a_corpus_is_what_training_reads_and_depends_on_its_seed_alone(text: Path, tmp_path: Path):

@@ -366,6 +366,32 @@ def test_the_layouts_of_ljspeech_and_librispeech_are_read(tmp_path: Path):
         read_utterances(tmp_path / "wherever")
 
 
+def test_a_manifest_as_excel_saves_it_is_read_and_one_without_its_columns_refused(tmp_path: Path):
+    file = tmp_path / "manifest.csv"
+    file.write_text("path,text\r\na.wav,Één\r\n", encoding="utf-8-sig")
+    (utterance,) = read_utterances(file)
+    assert (utterance.path, utterance.text, utterance.id) == (tmp_path / "a.wav", "Één", "a")
+    file.write_text("file;text\na.wav;one\n", encoding="utf-8-sig")
+    with pytest.raises(FileNotFoundError, match=r"columns 'path' and 'text' in .*manifest.csv, found 'file;text'$"):
+        read_utterances(tmp_path)
+    file.write_text("")
+    with pytest.raises(FileNotFoundError, match="found none"):
+        read_utterances(file)
+    (tmp_path / "lj").mkdir()
+    (tmp_path / "lj" / "metadata.csv").write_text("a|One|one\n", encoding="utf-8-sig")
+    assert [u.id for u in read_utterances(tmp_path / "lj")] == ["a"]
+
+
+def test_data_that_are_not_there_are_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--data", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.startswith(
+        f"python -m training.train: expected {tmp_path / 'none'} to be a manifest"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_any_rate_and_channels_become_the_service_format(tmp_path: Path):
     time = np.arange(48000) / 48000
     soundfile.write(tmp_path / "tone.wav", np.stack([0.5 * np.sin(2 * np.pi * 1000 * time), 0 * time], 1), 48000)

@@ -39,7 +39,7 @@ def read_utterances(data: Path) -> list[Utterance]:
     (``*.trans.txt`` beside ``*.flac``).
 
     Raises:
-        FileNotFoundError: none of these is there.
+        FileNotFoundError: none of these is there, or the manifest lacks the column path or text.
     """
     if data.is_file():
         return _from_manifest(data)
@@ -56,7 +56,12 @@ def read_utterances(data: Path) -> list[Utterance]:
 
 
 def _from_manifest(file: Path) -> list[Utterance]:
-    with file.open(encoding="utf-8", newline="") as lines:
+    with file.open(encoding="utf-8-sig", newline="") as lines:  # Excel begins with a byte order mark
+        rows = csv.DictReader(lines)
+        columns = rows.fieldnames or []
+        if not {"path", "text"} <= set(columns):
+            found = ", ".join(map(repr, columns)) or "none"
+            raise FileNotFoundError(f"expected a manifest with the columns 'path' and 'text' in {file}, found {found}")
         return [
             Utterance(
                 id=row.get("id") or Path(row["path"]).stem,
@@ -66,12 +71,12 @@ def _from_manifest(file: Path) -> list[Utterance]:
                 speaker=row.get("speaker") or "",
                 split=row.get("split") or "",
             )
-            for row in csv.DictReader(lines)
+            for row in rows
         ]
 
 
 def _from_ljspeech(folder: Path) -> list[Utterance]:
-    with (folder / "metadata.csv").open(encoding="utf-8", newline="") as lines:
+    with (folder / "metadata.csv").open(encoding="utf-8-sig", newline="") as lines:
         rows = csv.reader(lines, delimiter="|", quoting=csv.QUOTE_NONE)
         return [Utterance(r[0], folder / "wavs" / f"{r[0]}.wav", r[-1], folder.name, "", "") for r in rows]
 

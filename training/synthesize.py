@@ -129,7 +129,7 @@ def read_lines(source: Path) -> list[str]:
     """Texts as they were written: of plain text, of ``id|text`` lines, of a CSV with a column ``text``, of a corpus."""
     if source.is_dir():
         return [utterance.text for utterance in read_utterances(source)]
-    with source.open(encoding="utf-8", newline="") as file:
+    with source.open(encoding="utf-8-sig", newline="") as file:
         if "text" in next(csv.reader(file), []):
             file.seek(0)
             return [row["text"] for row in csv.DictReader(file) if row["text"]]

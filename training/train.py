@@ -348,7 +348,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     workers, augmentation = Workers(), Augmentation.of(given)
     for turn in (True, False):  # the first fills the cache, the others read it
         if turn == (workers.rank == 0):
-            train, dev = load_splits(given.data, given.cache)
+            try:
+                train, dev = load_splits(given.data, given.cache)
+            except FileNotFoundError as error:
+                parser.exit(1, f"{parser.prog}: {error}\n")
         workers.sum(0)
     given.out.mkdir(parents=True, exist_ok=True)
     curves = None
