@@ -4,6 +4,7 @@ What the page shows is compared with what the API answers for the same sound.
 """
 
 import json
+import random
 import shutil
 import signal
 import socket
@@ -12,12 +13,17 @@ from pathlib import Path
 
 import httpx
 import jiwer
+import numpy as np
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from starlette.testclient import TestClient
 
+from speech.ctc import Word
+from speech.segments import segments
+from speech.subtitles import LINE, to_srt, to_vtt
+from tests.conftest import make_wav
 from tests.test_server import ROOT, Process
 
 HELLO = ROOT / "samples" / "hello.wav"
@@ -88,7 +94,7 @@ def choose(page: Chrome, file: Path = HELLO) -> None:
 
 
 def words(page: Chrome) -> list[str]:
-    return [word.text for word in page.find_elements(By.CSS_SELECTOR, ".word")]
+    return page.execute_script("return [...document.querySelectorAll('.word')].map((word) => word.textContent)")
 
 
 def done(page: Chrome) -> bool:
@@ -211,10 +217,126 @@ def test_the_microphone_is_heard_live_and_kept(page: Chrome, server: Process, tm
     # Silence before and after, and the device that may skip a moment, change letters; another sound has CER 0.7 and more.
     assert jiwer.cer(ask(server, "text", sound).text, live) < 0.4
     assert jiwer.cer(ask(server, "text").text, live) < 0.4
-    find(page, "[data-format=srt]").click()
-    wait(page, (tmp_path / "downloads" / "recording.srt").exists)
-    assert "-->" in (tmp_path / "downloads" / "recording.srt").read_text(encoding="utf-8")
     assert not [line for line in page.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def test_a_recording_that_is_too_large_for_an_upload_is_saved_all_the_same(
+    start: Callable[..., Chrome], tmp_path: Path
+):
+    """What is saved are the words that are shown. They stay where hearing the sound again as a file is refused."""
+    server, page = Process(tmp_path, STT_MAX_UPLOAD_BYTES="20000"), start()
+    try:
+        page.get(f"{server.url}/ui/")
+        record(page)
+        wait(page, lambda: done(page))
+        sound = recorded(page, tmp_path / "downloads")
+        heard, saved = words(page), {}
+        assert heard
+        for name, ending in (("text", "txt"), ("srt", "srt"), ("vtt", "vtt"), ("verbose_json", "json")):
+            find(page, f"[data-format={name}]").click()
+            file = tmp_path / "downloads" / f"recording.{ending}"
+            wait(page, file.exists)
+            saved[ending] = file.read_text(encoding="utf-8")
+        said = json.loads(saved["json"])
+        assert [word["word"] for word in said["words"]] == heard
+        assert saved["txt"] == said["text"] + "\n" == " ".join(heard) + "\n"
+        shown = segments([Word(w["word"], w["start"], w["end"], w["probability"]) for w in said["words"]])
+        assert (saved["srt"], saved["vtt"]) == (to_srt(shown), to_vtt(shown))
+        assert said["duration"] == pytest.approx((len(sound) - 44) / 2 / 22050, abs=0.001)
+
+        find(page, "#hot-words").send_keys("prison", Keys.ENTER)
+        wait(page, lambda: find(page, "#error").text)
+        size = f"This sound ({len(sound) / 1e6:.1f} MB) is more than the service takes as a file"
+        assert find(page, "#error").text.startswith(f"{size}: expected a body of at most 20000 bytes")
+        assert words(page) == heard
+    finally:
+        server.stop()
+
+
+def test_the_page_cuts_subtitles_as_the_service_does(page: Chrome):
+    chance = random.Random(1)
+    said, time = [], 0.0
+    for _ in range(2000):
+        begin = time + chance.choice([0, 0.1, 0.1, 0.2, 0.4, 0.8, 0.801, 3, 100])
+        time = begin + chance.choice([0.001, 0.2, 0.3, 0.5, 1, 7])
+        text = chance.choice(["a", "I'm", "R&D", "<b>", "-->", "word", "twenty-one", "k" * chance.randint(1, LINE)])
+        said.append({"word": text, "start": round(begin, 3), "end": round(time, 3)})
+    for count in (0, 1, len(said)):
+        made = page.execute_async_script(
+            "const [words, done] = arguments; import('/ui/subtitles.js').then(({ srt, vtt }) => done([srt(words), vtt(words)]))",
+            said[:count],
+        )
+        expected = segments([Word(w["word"], w["start"], w["end"], 1.0) for w in said[:count]])
+        assert made == [to_srt(expected), to_vtt(expected)]
+
+
+@pytest.mark.parametrize("end", ["heard", "broken"])
+def test_a_file_chosen_while_a_recording_is_finished_is_shown_alone(page: Chrome, server: Process, end: str):
+    """The last words of the recording, or the news that they will never come, come when the file is shown."""
+    page.execute_script(
+        "const Socket = WebSocket; window.WebSocket = class extends Socket {"
+        "set onmessage(heard) { super.onmessage = async (event) => { await window.held; if (!window.broken) heard(event); }; }"
+        "set onclose(ended) { super.onclose = async (event) => { await window.held; ended(event); }; } }"
+    )
+    find(page, "#record").click()
+    wait(page, lambda: find(page, "#partial").text or words(page))
+    page.execute_script("window.held = new Promise((release) => { window.release = release; })")
+    find(page, "#record").click()
+    wait(page, lambda: find(page, "#status").text.startswith("Finishing"))
+    choose(page)
+    wait(page, lambda: done(page))
+    page.execute_script(
+        "window.changes = []; for (const id of ['status', 'error', 'result']) new MutationObserver(() => changes.push(id))"
+        ".observe(document.getElementById(id), { subtree: true, childList: true, attributes: true, characterData: true });"
+        "window.broken = arguments[0]; release()",
+        end == "broken",
+    )
+    wait(page, lambda: find(page, "#record").is_enabled())  # the recording is over
+    assert page.execute_script("return changes") == []
+    assert words(page) == ask(server, "text").text.split()
+
+
+@pytest.mark.parametrize("decision", ["allow", "refuse"])
+def test_a_file_chosen_while_the_browser_asks_for_the_microphone_stays(page: Chrome, server: Process, decision: str):
+    page.execute_script(
+        "const devices = navigator.mediaDevices, get = devices.getUserMedia.bind(devices);"
+        "devices.getUserMedia = async (wanted) => { const given = window.given = await get(wanted);"
+        "await new Promise((allow, refuse) => Object.assign(window, { allow, refuse })); return given; }"
+    )
+    find(page, "#record").click()
+    wait(page, lambda: page.execute_script("return Boolean(window.allow)"))
+    choose(page)
+    wait(page, lambda: done(page))
+    status = find(page, "#status").text
+    page.execute_script(f"{decision}(new Error('no'))")
+    wait(page, lambda: find(page, "#record").is_enabled())
+    assert find(page, "#record").get_attribute("aria-pressed") == "false"
+    assert words(page) == ask(server, "text").text.split()
+    assert (find(page, "#status").text, find(page, "#error").text) == (status, "")
+    if decision == "allow":  # and the microphone is off again
+        assert page.execute_script("return given.getTracks().map((track) => track.readyState)") == ["ended"]
+
+
+def test_sound_that_would_fill_the_memory_gets_no_pictures(page: Chrome, tmp_path: Path):
+    """Known to be too long, or of unknown length and large: the browser is not asked to unpack it."""
+    page.execute_script(
+        "window.unpacked = []; const decode = OfflineAudioContext.prototype.decodeAudioData;"
+        "OfflineAudioContext.prototype.decodeAudioData = function (buffer) {"
+        "unpacked.push(buffer.byteLength); return decode.call(this, buffer); }"
+    )
+    long, unknown, short = tmp_path / "long.wav", tmp_path / "unknown.bin", tmp_path / "unknown-short.bin"
+    long.write_bytes(make_wav(np.zeros(4000 * 21 * 60, np.int16), rate=4000))
+    unknown.write_bytes(bytes(6_000_000))
+    short.write_bytes(bytes(1_000_000))
+    for file in (long, unknown, short):
+        choose(page, file)
+        wait(page, lambda: page.execute_script("return audio.readyState || audio.error"))
+        wait(page, lambda: done(page) or find(page, "#error").text)
+        assert not find(page, "#pictures").is_displayed()
+    wait(page, lambda: page.execute_script("return unpacked.length"))
+    choose(page)
+    wait(page, lambda: find(page, "#pictures").is_displayed())
+    assert page.execute_script("return unpacked") == [1_000_000, HELLO.stat().st_size]
 
 
 def test_a_refused_microphone_is_told(start: Callable[..., Chrome], server: Process):

@@ -1,6 +1,7 @@
 import { Microphone, wav } from "./microphone.js";
 import { decode, drawSpectrogram, drawWaveform } from "./pictures.js";
 import { Live, key, transcribe } from "./server.js";
+import { srt, vtt } from "./subtitles.js";
 
 const $ = (id) => document.getElementById(id);
 const UNSURE = 0.6; // words less probable are marked
@@ -9,11 +10,11 @@ const audio = $("audio");
 
 let file = null; // what is shown
 let samples = null; // of it
-let answers = {}; // of the service about it, by format
-let expected = ""; // hot words that count for them
+let seconds = 0; // of it
 let words = []; // [{word, start, end, probability}], a button for each in #words
+let answer = null; // of the service, if they came as one
 let recording = null;
-let turn = 0; // an answer to an earlier file is not shown
+let turn = 0; // what was begun last wins: what comes for an earlier turn is not shown
 let again = null; // what to do when there is a key
 
 const say = (text) => { $("status").textContent = text; };
@@ -38,14 +39,18 @@ function reset() {
   $("error").replaceChildren();
   $("key-form").hidden = true;
   $("player").hidden = $("result").hidden = true;
-  $("words").replaceChildren();
-  $("partial").textContent = "";
-  words = [];
-  answers = {};
+  clearWords();
   file = samples = null;
 }
 
 // Words
+
+function clearWords() {
+  $("words").replaceChildren();
+  $("partial").textContent = "";
+  words = [];
+  answer = null;
+}
 
 function addWords(more) {
   $("result").hidden = false;
@@ -108,8 +113,12 @@ async function show(chosen) {
   URL.revokeObjectURL(audio.src);
   audio.src = URL.createObjectURL(chosen);
   $("player").hidden = false;
-  const mine = turn, decoded = await decode(chosen);
-  if (mine !== turn) return;
+  await new Promise((resolve) => { // until its duration is known, or that it cannot be
+    for (const event of ["loadedmetadata", "error"]) audio.addEventListener(event, resolve, { once: true });
+  });
+  if (file !== chosen) return;
+  const decoded = await decode(chosen, audio.duration);
+  if (file !== chosen) return;
   samples = decoded;
   draw();
 }
@@ -126,24 +135,23 @@ async function take(chosen) {
 async function write() {
   const mine = turn;
   $("error").replaceChildren();
-  $("words").replaceChildren();
-  words = [];
-  answers = {};
-  expected = $("hot-words").value;
+  $("partial").textContent = "";
   say(`Transcribing ${file.name} …`);
   try {
-    const answer = await transcribe(file, "verbose_json", expected);
+    const heard = await transcribe(file, $("hot-words").value);
     if (mine !== turn) return;
-    answers.verbose_json = answer;
-    const { words: said, duration } = JSON.parse(answer);
-    addWords(said);
-    finished(duration);
+    const said = JSON.parse(heard);
+    clearWords(); // not before: an earlier text is better than none
+    answer = heard;
+    seconds = said.duration;
+    addWords(said.words);
+    finished();
   } catch (error) {
     if (mine === turn) fail(error, write);
   }
 }
 
-function finished(seconds) {
+function finished() {
   $("result").hidden = false;
   const count = `${words.length} ${words.length === 1 ? "word" : "words"}`;
   say(words.length ? `Done: ${count} in ${seconds.toFixed(1)} s of sound.` : "No words were heard.");
@@ -167,16 +175,16 @@ $("hot-words").onchange = () => {
 // The microphone
 
 async function start() {
-  reset();
-  const blocks = [], microphone = new Microphone(), early = [];
+  const mine = turn, blocks = [], microphone = new Microphone(), early = [];
   let live = null;
   const rate = await microphone.open((block) => {
     blocks.push(block);
     if (live) live.send(block);
     else early.push(block);
   });
-  expected = $("hot-words").value;
-  live = new Live(rate, expected, (message) => {
+  if (mine !== turn) return microphone.close();
+  live = new Live(rate, $("hot-words").value, (message) => {
+    if (mine !== turn) return;
     $("result").hidden = false;
     $("partial").textContent = message.type === "partial" ? message.text : "";
     if (message.type === "final") addWords(message.words);
@@ -191,20 +199,23 @@ async function start() {
 }
 
 async function stop() {
-  const { blocks, microphone, live, rate } = recording;
+  const mine = turn, { blocks, microphone, live, rate } = recording;
   await microphone.close();
   recording = null;
   $("record").setAttribute("aria-pressed", "false");
   $("record-label").textContent = "Record";
   $("file").disabled = false;
   const sound = wav(blocks, rate);
+  seconds = (sound.size - 44) / 2 / rate;
   show(sound);
   say("Finishing …");
   try {
     await live.finish();
+    if (mine !== turn) return;
     $("partial").textContent = "";
-    finished((sound.size - 44) / 2 / rate);
-  } catch (error) { // the sound is kept: it can be sent as a file
+    finished();
+  } catch (error) { // the sound is kept: it can be sent as a file, if it is not too large
+    if (mine !== turn) return;
     $("partial").textContent = "";
     $("result").hidden = !words.length;
     fail(error, write);
@@ -213,10 +224,12 @@ async function stop() {
 
 $("record").onclick = async () => {
   $("record").disabled = true;
+  if (!recording) reset();
+  const mine = turn;
   try {
     await (recording ? stop() : start());
   } catch (error) {
-    fail(error);
+    if (mine === turn) fail(error);
   }
   $("record").disabled = false;
 };
@@ -243,20 +256,22 @@ $("copy").onclick = async () => {
   }
 };
 
-async function download(format) {
-  const mine = turn;
-  try {
-    if (format === "text") answers.text = `${text()}\n`;
-    answers[format] ??= await transcribe(file, format, expected);
-    if (mine !== turn) return;
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([answers[format]]));
-    link.download = `${file.name.replace(/\.[^.]*$/, "")}.${ENDINGS[format]}`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  } catch (error) {
-    if (mine === turn) fail(error, () => download(format));
-  }
+const formats = {
+  text: () => `${text()}\n`,
+  srt: () => srt(words),
+  vtt: () => vtt(words),
+  verbose_json: () => answer ?? JSON.stringify({ // of a recording
+    task: "transcribe", language: "english", text: text(), duration: Number(seconds.toFixed(3)),
+    words: words.map(({ button, ...word }) => word),
+  }),
+};
+
+function download(format) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([formats[format]()]));
+  link.download = `${file.name.replace(/\.[^.]*$/, "")}.${ENDINGS[format]}`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 for (const button of document.querySelectorAll("[data-format]")) {
   button.onclick = () => { if (file) download(button.dataset.format); };

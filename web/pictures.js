@@ -1,6 +1,8 @@
 // Waveform and spectrogram of samples on canvases, in the colours of the page.
 const SIZE = 512; // samples of a spectrum
 const SHOWN = 8000 / 22050; // of the sampling rate: up to 8 kHz
+const LONGEST = 20 * 60; // seconds that are unpacked here: some 500 MB of memory at 48 kHz
+const LARGEST = 50e6, UNKNOWN = 5e6; // bytes of a file, and of one that does not say how long it is
 
 function context(canvas) {
   const scale = window.devicePixelRatio || 1;
@@ -74,9 +76,9 @@ export function drawSpectrogram(canvas, samples) {
   draw.putImageData(image, 0, 0);
 }
 
-// Mono samples of a file; null if the browser cannot read it, or it is too large to be unpacked here.
-export async function decode(file) {
-  if (file.size > 50e6) return null;
+// Mono samples of a file of so many seconds; null if the browser cannot read it, or it is too much to be unpacked here.
+export async function decode(file, seconds) {
+  if (file.size > LARGEST || (Number.isFinite(seconds) ? seconds > LONGEST : file.size > UNKNOWN)) return null;
   try {
     const buffer = await new OfflineAudioContext(1, 1, 22050).decodeAudioData(await file.arrayBuffer());
     return buffer.getChannelData(0);

@@ -28,15 +28,20 @@ async function ask(path, options = {}) {
   throw new Failure(wait ? `${detail} Try again in ${wait} s.` : detail, response.status);
 }
 
-export async function transcribe(file, format, hotWords) {
+// The text of a file, its words and segments: JSON.
+export async function transcribe(file, hotWords) {
   const form = new FormData();
   form.append("file", file, file.name);
-  form.append("response_format", format);
+  form.append("response_format", "verbose_json");
   form.append("hotwords", hotWords);
-  if (format === "verbose_json") {
-    for (const kind of ["word", "segment"]) form.append("timestamp_granularities[]", kind);
+  for (const kind of ["word", "segment"]) form.append("timestamp_granularities[]", kind);
+  try {
+    return await (await ask("v1/audio/transcriptions", { method: "POST", body: form })).text();
+  } catch (error) {
+    if (error.status !== 413) throw error;
+    const size = (file.size / 1e6).toFixed(1);
+    throw new Failure(`This sound (${size} MB) is more than the service takes as a file: ${error.message}.`, 413);
   }
-  return (await ask("v1/audio/transcriptions", { method: "POST", body: form })).text();
 }
 
 // Live sound. `heard(message)` gets partial and final messages; finish() resolves when all is said.
