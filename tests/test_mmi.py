@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
 
 
 def made(alphabet: Alphabet, model: LanguageModel, options: BeamOptions, **others: float) -> NBestMMI:
-    return NBestMMI(alphabet, model, options, BeamDecoder(alphabet, model, options), **others)  # type: ignore[arg-type]
+    return NBestMMI(model, BeamDecoder(alphabet, model, options), **others)  # type: ignore[arg-type]
 
 
 def heard(*texts: str, sure: float = 0.9) -> Tensor:

@@ -64,10 +64,8 @@ class NBestMMI:
     The language model should not have read the texts that are trained on, or it is surer of them than of any others.
     """
 
-    alphabet: Alphabet
     model: LanguageModel
-    options: BeamOptions
-    decoder: BeamDecoder
+    decoder: BeamDecoder  # with that language model
     rivals: int = 4  # texts beside the one that was said
     scale: float = 0.5  # of all scores: the smaller, the more do rivals count that are far behind
     margin: float = 1.0  # nats that a rival is given for each wrong word
@@ -75,43 +73,43 @@ class NBestMMI:
     @classmethod
     def of(cls, folder: Path, language_model: Path) -> "NBestMMI":
         """With the weights of the search of a model's folder, and a language model. Raises as those who read them."""
-        alphabet, options = Alphabet(), replace(read_options(folder / OPTIONS), width=WIDTH)
-        model = read_language_model(language_model)
-        return cls(alphabet, model, options, BeamDecoder(alphabet, model, options))
+        model, options = read_language_model(language_model), replace(read_options(folder / OPTIONS), width=WIDTH)
+        return cls(model, BeamDecoder(Alphabet(), model, options))
 
     def losses(self, log_probs: Tensor, n_steps: Tensor, texts: Sequence[str]) -> Tensor:
         """Negative log-probability of each text among its rivals, float32 (B,), of log_probs float32 (steps, B,
         n_labels) and n_steps int64 (B,); 0 where there is no text, or more of it than the steps can hold."""
+        alphabet, options = self.decoder.alphabet, self.decoder.options
         heard = log_probs.detach().transpose(0, 1).cpu().numpy()
         spoken: list[int] = []  # the utterances that have a loss
         counts: list[int] = []  # candidates of each, the true text first
         labels: list[list[int]] = []
         given: list[float] = []  # what a candidate's score has beside its sound
         for i, (text, n) in enumerate(zip(texts, n_steps.tolist(), strict=True)):
-            said = self.alphabet.encode(text)
+            said = alphabet.encode(text)
             if not said or len(said) + sum(a == b for a, b in pairwise(said)) > n:
                 continue
             found = (transcript.text for transcript, _ in self.decoder.hypotheses(LogProbs(heard[i, :n])))
             candidates = [text, *[rival for rival in found if rival and rival != text][: self.rivals]]
             spoken.append(i)
             counts.append(len(candidates))
-            labels += map(self.alphabet.encode, candidates)
-            given += (self.scale * self._language(rival) + self.margin * errors(text, rival) for rival in candidates)
+            labels += map(alphabet.encode, candidates)
+            given += [
+                self.scale * language_score(candidate, self.model, options) + self.margin * errors(text, candidate)
+                for candidate in candidates
+            ]
         losses = log_probs.new_zeros(len(texts))
         if spoken:
             owners = torch.tensor(spoken).repeat_interleave(torch.tensor(counts))
             flat = torch.tensor([label for row in labels for label in row])
             sound = -F.ctc_loss(
-                weighed(log_probs, self.options)[:, owners.to(log_probs.device)],
+                weighed(log_probs, options)[:, owners.to(log_probs.device)],
                 flat.to(log_probs.device),
                 n_steps[owners],
                 torch.tensor([len(row) for row in labels]),
-                blank=self.alphabet.blank,
+                blank=alphabet.blank,
                 reduction="none",
             )
             scores = (self.scale * sound + torch.tensor(given).to(sound)).split(counts)
             losses[spoken] = torch.stack([own.logsumexp(0) - own[0] for own in scores]) / self.scale
         return losses
-
-    def _language(self, text: str) -> float:
-        return language_score(text, self.model, self.options)
