@@ -67,10 +67,11 @@ class Server:
         while not (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text() if log.exists() else "")):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit("the server did not start")
-            time.sleep(0.05)
+            time.sleep(0.01)
         self.url = found[0]
-        while httpx.get(f"{self.url}/readyz").status_code != 200:
-            time.sleep(0.05)
+        with httpx.Client(base_url=self.url) as client:
+            while client.get("/readyz").status_code != 200:
+                time.sleep(0.01)
         return self
 
     def __exit__(self, *_: object) -> None:
