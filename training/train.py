@@ -30,6 +30,7 @@ from speech.alphabet import Alphabet
 from speech.audio import Waveform, from_pcm16
 from speech.beam import OPTIONS
 from speech.ctc import LogProbs, decode_greedy
+from speech.errors import ModelMismatch, SpeechError
 from speech.features import Spectrogram, spectrogram
 from speech.model_card import LANGUAGE_MODEL, WEIGHTS
 from training.augment import Augmentation, add_arguments
@@ -174,11 +175,15 @@ class Trainer:
     def start_from(self, model: Path) -> None:
         """Take the weights of a model's folder as the first ones, and its language model along.
 
-        Raises as `read_layers`, and if the sizes differ.
+        Raises as `read_layers`; ModelMismatch if the sizes differ.
         """
         layers, _ = read_layers(model / WEIGHTS)
-        for network in (self.network, self.averaged):
-            network.load_keras_weights({layer.settings["name"]: layer.weights for layer in layers})
+        try:
+            for network in (self.network, self.averaged):
+                network.load_keras_weights({layer.settings["name"]: layer.weights for layer in layers})
+        except (KeyError, RuntimeError):
+            wanted = f"{self.recipe.rnn_layers} × {self.recipe.rnn_units}"
+            raise ModelMismatch(f"expected a network of {wanted} in {model}, found another") from None
         for name in (LANGUAGE_MODEL, OPTIONS):
             if self.workers.rank == 0 and (model / name).exists():
                 shutil.copy(model / name, self.out / name)
@@ -318,8 +323,7 @@ def _repeats(values: Sequence[str]) -> dict[str, float]:
     return {name: float(times) for name, _, times in (value.partition("=") for value in values)}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, nargs="+", help="manifest CSV, LJSpeech or LibriSpeech")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoint, log, curves")
@@ -339,19 +343,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             flag = "--" + name.replace("_", "-")
             parser.add_argument(flag, type=kind, default=Recipe.__dataclass_fields__[name].default)
     add_arguments(parser)
-    given = parser.parse_args(arguments)
-    if given.mmi and not (given.init and given.mmi_lm):
-        parser.error("--mmi: expected --init and --mmi-lm, whose searches it learns from")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    return parser
+
+
+def _prepare(given: argparse.Namespace) -> tuple[Trainer, list[Clip], list[Clip]]:
+    """The run that the arguments describe, and all clips of the splits train and dev."""
     values = {name: getattr(given, name) for name in Recipe.__annotations__ if name != "repeat"}
     recipe = Recipe(**values, repeat=_repeats(given.repeat))
+    mmi = NBestMMI.of(given.init, given.mmi_lm) if recipe.mmi else None
     workers, augmentation = Workers(), Augmentation.of(given)
     for turn in (True, False):  # the first fills the cache, the others read it
         if turn == (workers.rank == 0):
-            try:
-                train, dev = load_splits(given.data, given.cache)
-            except FileNotFoundError as error:
-                parser.exit(1, f"{parser.prog}: {error}\n")
+            train, dev = load_splits(given.data, given.cache)
         workers.sum(0)
     given.out.mkdir(parents=True, exist_ok=True)
     curves = None
@@ -361,13 +364,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         curves = _tensorboard(given.out) if given.tensorboard else None
     short = [c for c in train if c.seconds <= recipe.max_seconds]
     device = given.device or workers.device(torch.cuda.device_count())
-    mmi = NBestMMI.of(given.init, given.mmi_lm) if recipe.mmi else None
     trainer = Trainer(recipe, short, dev, given.out, workers, augmentation, curves, device, mmi)
     trainer.shortest_first = not given.init
     if given.init and trainer.step == 0:
         trainer.start_from(given.init)
+    return trainer, train, dev
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.mmi and not (given.init and given.mmi_lm):
+        parser.error("--mmi: expected --init and --mmi-lm, for the search that it learns from")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        trainer, train, dev = _prepare(given)
+    except (SpeechError, FileNotFoundError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
     trainer.run()
-    if not given.no_publish and workers.rank == 0:
+    if not given.no_publish and trainer.workers.rank == 0:
         from training.publish import publish, table
 
         command = shlex.join(["python", "-m", "training.train", *(arguments or sys.argv[1:])])
