@@ -193,9 +193,15 @@ def test_nobody_is_let_in_before_what_waits_for_room(settings: Settings):
     async def scenario() -> None:
         async with service.running():
             await service.check_room()
-            heard, queued, waits = (asyncio.create_task(service.hear(Waveform(voice(10)))) for _ in range(3))
+            heard = asyncio.create_task(service.hear(Waveform(voice(10))))
             while not engine.heard:
                 await asyncio.sleep(0.01)
+            queued = asyncio.create_task(service.hear(Waveform(voice(10))))
+            await asyncio.sleep(0)
+            with pytest.raises(QueueFull, match="found 10 s"):
+                await service.check_room()
+            waits = asyncio.create_task(service.hear(Waveform(voice(10))))
+            await asyncio.sleep(0)
             queued.cancel()
             await asyncio.wait((queued,))
             with pytest.raises(QueueFull, match="accepted before"):

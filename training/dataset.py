@@ -4,7 +4,7 @@ import csv
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,8 +135,8 @@ def load_clips(utterances: Sequence[Utterance], cache: Path) -> list[Clip]:
     data, index = cache / f"{key}.int16", cache / f"{key}.lengths.npy"
     if not index.exists():
         lengths = []
-        with data.open("wb") as out, ProcessPoolExecutor() as pool:
-            loaded = pool.map(_try_load, (u.path for u in utterances), chunksize=32)
+        with data.open("wb") as out, ThreadPoolExecutor() as pool:
+            loaded = pool.map(_try_load, (u.path for u in utterances))
             for samples in tqdm(loaded, total=len(utterances), desc="decoding", unit="clip"):
                 if isinstance(samples, str):
                     log.warning("skipped %s", samples)

@@ -383,6 +383,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (SpeechError, FileNotFoundError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     trainer.run()
+    trainer.workers.part()
     if not given.no_publish and trainer.workers.rank == 0:
         from training.publish import publish, table
 

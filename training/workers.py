@@ -19,8 +19,15 @@ class Workers:
     def __init__(self) -> None:
         self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))  # among those of this machine
-        if self.size > 1 and not torch.distributed.is_initialized():
+        self._joined = self.size > 1 and not torch.distributed.is_initialized()  # if not, Ray did, and will part
+        if self._joined:
             torch.distributed.init_process_group("gloo")
+
+    def part(self) -> None:
+        """End their connections, once all have come: gloo's threads may abort a process that ends with them open."""
+        if self._joined:
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
 
     def device(self, gpus: int) -> torch.device:
         """Where this one computes: the processes of a machine share its GPUs in turn; the CPU if it has none."""
