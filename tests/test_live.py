@@ -276,17 +276,18 @@ def broken(frames: np.ndarray) -> bool:
 
 def slow(frames: np.ndarray) -> bool:
     """Takes longer than it may."""
-    time.sleep(1.0 if frames.any() else 0.0)
+    time.sleep(2.0 if frames.any() else 0.0)
     return False
 
 
 @pytest.mark.parametrize(
-    ("fail", "close", "error"), [(broken, 1011, "inference_failed"), (slow, 1013, "deadline_exceeded")]
+    ("fail", "timeout", "close", "error"),
+    [(broken, 30.0, 1011, "inference_failed"), (slow, 0.5, 1013, "deadline_exceeded")],
 )
 def test_a_network_that_fails_or_is_late(
-    settings: Settings, fail: Callable[[np.ndarray], bool], close: int, error: str
+    settings: Settings, fail: Callable[[np.ndarray], bool], timeout: float, close: int, error: str
 ):
-    settings = settings.model_copy(update={"timeout": 0.3})
+    settings = settings.model_copy(update={"timeout": timeout})
     with TestClient(create_app(settings, SpeechPredictor(FakeEngine(fail)))) as client:
         upload(client, b"")  # waits for the model; live sound does not
         with client.websocket_connect(STREAM) as socket:

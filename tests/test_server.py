@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -60,6 +60,13 @@ class Process:
         return httpx.post(f"{self.url}/upload/", files={"file": ("a.wav", data)}, timeout=60)
 
 
+def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Process]:
     started = Process(tmp_path)
@@ -89,11 +96,11 @@ def test_sigterm_answers_what_was_accepted(server: Process):
     with ThreadPoolExecutor() as pool, httpx.Client(base_url=server.url) as client:
         assert client.get("/readyz").status_code == 200
         accepted = [pool.submit(server.post, make_wav(make_sound(110, seed))) for seed in range(3)]
-        time.sleep(0.5)
+        wait_until(lambda: "stt_in_flight 3.0" in client.get("/metrics").text)
         assert not any(answer.done() for answer in accepted)
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.05)
-        assert client.get("/readyz").status_code == 503
+        wait_until(lambda: client.get("/readyz").status_code == 503)
+        assert not any(answer.done() for answer in accepted)
         assert server.post(make_wav(make_sound(1))).json()["code"] == "NotReady"
         assert client.get("/healthz").status_code == 200
         assert [answer.result().status_code for answer in accepted] == [200, 200, 200]
@@ -135,7 +142,4 @@ def test_logs_are_written_to_both_files(server: Process, tmp_path: Path):
     answer = server.post(make_wav(make_sound(1)))
     identity = answer.headers["X-Request-ID"]
     files = [tmp_path / "logs" / name for name in ("api.log", "predictor.log")]
-    deadline = time.monotonic() + 20  # the request's line is written behind its answer
-    while not all(f"[{identity}]" in file.read_text(encoding="utf-8") for file in files):
-        assert time.monotonic() < deadline, [file.read_text(encoding="utf-8") for file in files]
-        time.sleep(0.02)
+    wait_until(lambda: all(f"[{identity}]" in file.read_text(encoding="utf-8") for file in files))  # behind its answer
