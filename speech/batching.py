@@ -19,7 +19,7 @@ from speech.errors import InferenceFailed, NotReady, QueueFull
 LONG_SECONDS = 20.0  # a clip that lasts longer takes the second lane
 MAX_BATCH = 16  # clips
 MAX_BATCH_SECONDS = 40.0  # of a batch, padding included
-SIMILAR = 1.5  # longest over shortest clip of a batch
+SIMILAR = 1.25  # longest over shortest clip of a batch: padding costs as much as sound
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -158,10 +158,10 @@ class Batcher(Generic[T, R]):
 
 
 def _take(lane: "deque[_Waiting[T, R]]") -> "list[_Waiting[T, R]]":
-    """Take the oldest item and those of similar length that fit into its batch, oldest first."""
+    """Take the oldest item and those that are most like it in length, as many as fit into its batch."""
     batch = [lane.popleft()]
     shortest = longest = batch[0].seconds
-    for waiting in list(lane):
+    for waiting in sorted(lane, key=lambda waiting: abs(waiting.seconds - batch[0].seconds)):
         low, high = min(shortest, waiting.seconds), max(longest, waiting.seconds)
         fits = (len(batch) + 1) * high <= MAX_BATCH_SECONDS and high <= SIMILAR * max(low, 1.0)
         if fits and len(batch) < MAX_BATCH:

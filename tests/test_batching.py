@@ -86,12 +86,30 @@ def test_batches_are_of_similar_length_and_bounded():
         assert await asyncio.gather(*tasks) == [2 * i for i in range(len(lengths))]
         await busy
 
+    waiting = set(range(len(lengths)))
     for batch in run(scenario).batches[1:]:
         seconds = [lengths[int(i)] for i in batch]
         assert len(batch) <= MAX_BATCH
         assert len(batch) * max(seconds) <= max(MAX_BATCH_SECONDS, seconds[0])
         assert max(seconds) <= SIMILAR * max(1.0, min(seconds))
-        assert list(batch) == sorted(batch)  # oldest first
+        assert batch[0] == min(waiting)  # nobody is passed over for ever
+        waiting -= {int(i) for i in batch}
+
+
+def test_a_batch_is_filled_with_the_most_similar():
+    lengths = [10.0, 8.5, 12.0, 9.0, 10.0, 10.0, 9.9]
+
+    async def scenario(recorder, batcher):
+        busy = await held(recorder, batcher)
+        tasks = await submitted(batcher, *enumerate(lengths))
+        recorder.go_on.set()
+        await asyncio.gather(busy, *tasks)
+
+    assert [[lengths[int(i)] for i in batch] for batch in run(scenario).batches[1:]] == [
+        [10.0, 10.0, 10.0, 9.9],
+        [8.5, 9.0],
+        [12.0],
+    ]
 
 
 @pytest.mark.parametrize("long", [{"seconds": LONG_SECONDS + 1}, {"part": True}], ids=["long clip", "part of a file"])
