@@ -19,7 +19,18 @@ from speech.features import N_BINS
 from speech.model import CHANNELS, load_weights_file
 from speech.model_card import ONNX, WEIGHTS, ModelCard, check_file, read_card, sha256, write_card
 from training.low_rank import factors
-from training.spectral import BINS_OUT, HALF, KERNEL, N_TIME, STEP, kernel_taps, transforms
+from training.spectral import (
+    BINS_OUT,
+    FIRST_HALF,
+    HALF,
+    KERNEL,
+    N_TIME,
+    PAIRS,
+    STEP,
+    first_convolution,
+    kernel_taps,
+    transforms,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -104,10 +115,10 @@ def build_onnx(model: "keras.Model", weights_sha256: str) -> bytes:
     valid = g.add("Less", steps, g.add("Unsqueeze", n_steps, g.whole(1, 2)))
     valid = g.add("And", valid, g.add("GreaterOrEqual", steps, g.whole(0)))
     mask = g.add("Cast", valid, to=TensorProto.FLOAT)
-    # "same" of an even number of frames: conv_1 reaches 4 before and 5 behind.
-    n_window = g.add("Add", g.add("Mul", g.add("Add", block, g.whole(beside)), g.whole(2)), g.whole(9))
+    # "same" of an even number of frames: conv_1 reaches 4 before and 5 behind, one more makes it whole pairs.
+    n_window = g.add("Add", g.add("Mul", g.add("Add", block, g.whole(beside)), g.whole(2)), g.whole(2 * PAIRS - 2))
     before, rest = beside + 4, g.add("Mul", g.add("Mul", n_blocks, block), g.whole(2))
-    behind = g.add("Sub", g.add("Add", rest, g.whole(beside + 9)), g.add("Mul", longest, g.whole(2)))
+    behind = g.add("Sub", g.add("Add", rest, g.whole(beside + 2 * PAIRS - 2)), g.add("Mul", longest, g.whole(2)))
     padded = g.add("Pad", "frames", g.add("Concat", g.whole(0, before, 0, 0), behind, g.whole(0), axis=0))
     windows = g.add("Add", g.add("Mul", starts, g.whole(2)), g.add("Transpose", g.span(n_window)))
     blocks = g.add(
@@ -157,16 +168,14 @@ def build_onnx(model: "keras.Model", weights_sha256: str) -> bytes:
 
 
 def _convolutions(model: "keras.Model", into: np.ndarray | None) -> Any:
-    """Graph of one block: ``block`` (2 · (steps + 10) + 9, 193) and ``mask`` (steps + 10,) give (steps, 49 · 32), or
+    """Graph of one block: ``block`` (2 · (steps + 10) + 10, 193) and ``mask`` (steps + 10,) give (steps, 49 · 32), or
     that times the matrix ``into``."""
     from onnx import TensorProto, helper
 
     g = _Graph("block_")
     kernel, bias = _folded(model, 1)
-    x = g.add("Unsqueeze", "block", g.whole(0, 1))
-    x = g.add("Conv", x, g.constant(kernel), g.constant(bias), strides=[2, 2], pads=[0, 20, 0, 20])
-    x = g.add("Mul", g.add("Relu", x), g.add("Unsqueeze", "mask", g.whole(0, 1, 3)))
-    x = g.add("Transpose", g.add("Squeeze", x, g.whole(0)), perm=[1, 2, 0])  # (steps, 97, 32)
+    x = g.add("Relu", g.add("Add", _first_convolution(g, "block", g.add("Shape", "mask"), kernel), g.constant(bias)))
+    x = g.add("Mul", x, g.add("Unsqueeze", "mask", g.whole(1, 2)))
     kernel, bias = _folded(model, 2)
     x = g.add("Relu", g.add("Add", _spectral_convolution(g, x, kernel), g.constant(bias)))
     if into is None:
@@ -183,6 +192,18 @@ def _convolutions(model: "keras.Model", into: np.ndarray | None) -> Any:
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["outputs", None])],
         g.initializers,
     )
+
+
+def _first_convolution(g: _Graph, x: str, n_steps: str, kernel: np.ndarray) -> str:
+    """(n, 97, out) from x (2 n + 10, 193) and a kernel (out, 1, 11, 41), as `training.spectral` says."""
+    into, spectrum, back = first_convolution(kernel)
+    x = g.add("Reshape", g.add("MatMul", x, g.constant(into)), g.whole(0, FIRST_HALF, 4))
+    x = g.add("Reshape", g.add("Transpose", x, perm=[1, 0, 2]), g.whole(FIRST_HALF, -1, 8))  # (55, pairs of frames, 8)
+    reached = g.add("Add", g.span(n_steps), g.constant(np.arange(PAIRS)))
+    x = g.add("Reshape", g.add("Gather", x, reached, axis=1), g.whole(0, 0, PAIRS * 8))
+    x = g.add("MatMul", x, g.constant(spectrum))  # (55, n, 2 · out)
+    x = g.add("Reshape", g.add("Transpose", x, perm=[1, 0, 2]), g.whole(0, 2 * FIRST_HALF, -1))
+    return g.add("MatMul", g.constant(back), x)
 
 
 def _spectral_convolution(g: _Graph, x: str, kernel: np.ndarray) -> str:
