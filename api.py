@@ -97,7 +97,8 @@ def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> 
     app = FastAPI(
         title="WAV to text",
         version=VERSION,
-        description="Transcribes 22050 Hz mono 16-bit PCM WAV files. Nothing leaves this machine.",
+        description="Transcribes speech: 22050 Hz mono 16-bit PCM WAV files at /upload/, audio of any kind at "
+        "/v1/audio/transcriptions. Nothing leaves this machine.",
         lifespan=lifespan,
         exception_handlers=HANDLERS,
     )

@@ -24,10 +24,12 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     model: str = Field("model1", min_length=1, description="folder under Models/, or a path to a model's folder")
     engine: Literal["auto", "openvino", "onnx", "keras"] = Field(
-        "auto", description="what runs the network; auto: ONNX Runtime, or Keras without an export"
+        "auto",
+        description="auto, onnx, openvino or keras runs the network; auto: ONNX Runtime, or Keras without an export",
     )
     decoder: Literal["auto", "greedy", "beam"] = Field(
-        "auto", description="best path, or beam search with a language model; auto: beam if the model has one"
+        "auto",
+        description="auto, greedy (the best letters alone) or beam (with a language model); auto: beam if there is one",
     )
     threads: int = Field(0, ge=0, description="threads of the network; 0: one for each core")
     max_upload_bytes: int = Field(25 * 2**20, ge=1024, description="largest request body, in bytes")
@@ -37,10 +39,14 @@ class Settings(BaseSettings):
     max_queue_seconds: float = Field(300.0, gt=0, description="seconds of audio that may wait; beyond it 503")
     max_uploads: int = Field(128, gt=0, description="uploads that may be received or wait at once; more is 503")
     timeout: float = Field(60.0, gt=0, description="seconds until an answer is given up (504)")
-    api_keys: SecretStr | None = Field(None, description="keys that clients must send, separated by commas")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severity logged")
+    api_keys: SecretStr | None = Field(
+        None, description="keys that clients must send, separated by commas; None: not set"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="least severity logged: DEBUG, INFO, WARNING or ERROR"
+    )
     log_folder: Path = Field(ROOT / "logs", description="folder of api.log and predictor.log")
-    log_format: Literal["text", "json"] = Field("text", description="lines to read, or one JSON object a line")
+    log_format: Literal["text", "json"] = Field("text", description="text: lines to read; json: one JSON object a line")
     log_text: bool = Field(False, description="log the transcribed text itself, not only its length")
 
     @field_validator("api_keys")

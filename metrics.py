@@ -34,7 +34,9 @@ class Metrics:
             buckets=SECONDS,
         )  # fmt: skip
         self.errors = Counter("stt_errors", "errors answered, by the code of their body", ("code",), registry=registry)
-        self.in_flight = Gauge("stt_in_flight", "uploads accepted and not yet answered", registry=registry)
+        self.in_flight = Gauge(
+            "stt_in_flight", "uploads and live streams accepted and not yet ended", registry=registry
+        )
         self.queue_seconds = Gauge("stt_queue_seconds", "audio that waits for the network", registry=registry)
         self.worker_restarts = Gauge("stt_worker_restarts", "batch workers that died", registry=registry)
         self.live_connections = Gauge("stt_live_connections", "open WebSockets", registry=registry)
@@ -70,6 +72,7 @@ class RequestMetrics:
             await self.app(scope, receive, send)
             return
         started, status, live = time.perf_counter(), 0, False
+        path = _template(scope["app"].routes, scope)  # a mounted app changes the scope
 
         async def watching_send(message: Message) -> None:
             nonlocal status, live
@@ -86,7 +89,7 @@ class RequestMetrics:
         try:
             await self.app(scope, receive, watching_send)
         finally:
-            method, path = scope.get("method", "GET"), _template(scope["app"].routes, scope)
+            method = scope.get("method", "GET")
             status = status or (499 if scope["type"] == "http" else 403)  # gone, or closed before it was accepted
             self.metrics.requests.labels(method if method in METHODS else OTHER, path, str(status)).inc()
             if live:
@@ -102,7 +105,7 @@ class RequestMetrics:
 
 
 def _template(routes: Iterable[BaseRoute], scope: Scope) -> str:
-    """The path of the route that answers, such as ``/v1/models/{name}``, also if the request never got to it."""
+    """The path of the route that answers, such as ``/v1/models/{name:path}``, also if the request never got to it."""
     for route in routes:
         if route.matches(scope)[0] != Match.NONE:
             included = getattr(route, "original_router", None)  # recent FastAPI keeps included routers whole

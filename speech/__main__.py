@@ -191,8 +191,10 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentPa
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="a file for each result, not standard output")
     parser.add_argument("--jobs", type=int, metavar="N", help="files at a time; one for each core, 8 with --server")
     parser.add_argument("--model", metavar="NAME", help="folder under Models/, or a path to a model's folder")
-    parser.add_argument("--engine", choices=("auto", "onnx", "keras"), help="what runs the network")
-    parser.add_argument("--decoder", choices=("auto", "greedy", "beam"), help="best path, or beam search with language")
+    parser.add_argument("--engine", choices=("auto", "openvino", "onnx", "keras"), help="what runs the network")
+    parser.add_argument(
+        "--decoder", choices=("auto", "greedy", "beam"), help="the best letters alone, or beam search with language"
+    )
     parser.add_argument("--hot-words", metavar="WORDS", action="append", default=[], help="Kubernetes,ice cream:6")
     parser.add_argument("--server", metavar="URL", help="let a running server do the work")
     parser.add_argument("--api-key", metavar="KEY", help="of the server; better in the variable STT_API_KEY")

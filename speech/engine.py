@@ -174,7 +174,7 @@ LOADERS: dict[str, Callable[[ModelCard, Path, int], Engine]] = {
 
 def load_engine(card: ModelCard, folder: Path, engine: str = "auto", threads: int = 0) -> tuple[str, Engine]:
     """(name, engine) of a model; ``auto`` takes ONNX Runtime and falls back to Keras with one line in the log. OpenVINO
-    must be asked for: in bfloat16 a clip's neighbours in a batch move its log-probabilities by up to a tenth.
+    must be asked for: in bfloat16 a clip's neighbours in a batch move its log-probabilities by up to 0.06.
 
     ``threads`` 0 means one for each core that this process may use.
 

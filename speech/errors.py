@@ -6,7 +6,7 @@ SpeechError
 │   ├── DamagedWav                 empty, or shorter than its header promises
 │   ├── UnsupportedWav             wrong sample rate, channel count or sample width
 │   ├── AudioTooShort              not even one spectrogram frame
-│   └── AudioTooLong               more bytes or seconds than the limits allow
+│   └── AudioTooLong               more seconds than the limit allows
 ├── ModelError                     the operator's model is at fault
 │   ├── ModelNotFound              no such folder, or a file of it is missing
 │   └── ModelMismatch              the card, the weights and the code disagree
@@ -43,7 +43,7 @@ class AudioTooShort(AudioError):
 
 
 class AudioTooLong(AudioError):
-    """The clip has more bytes or lasts longer than the limits allow."""
+    """The clip lasts longer than the limit allows."""
 
 
 class ModelError(SpeechError):

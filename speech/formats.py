@@ -69,7 +69,7 @@ def decode_blocks(data: Bytes, max_seconds: float = float("inf")) -> Iterator[np
 def resample(samples: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.float32]:
     """Samples float32 (n,) of any rate in Hz as float32 (⌈n · 22050 / rate⌉ or one less,) at 22050 Hz.
 
-    soxr, high quality: what the new rate cannot hold is 100 dB down or more, never an alias.
+    soxr, high quality: what the new rate cannot hold is 80 dB down or more, never an alias.
     """
     return np.concatenate(list(_resampled(iter([samples]), rate)))
 
@@ -216,7 +216,7 @@ def _open_av(data: Bytes, container: str) -> tuple[int, Iterator[Block]]:
         import av
     except ImportError:
         raise NotAWav(
-            f"expected {READ}; m4a, mp4 and webm need the Python package 'av', which is not installed"
+            f"expected {READ}; FLAC in Ogg, m4a, mp4 and webm need the Python package 'av', which is not installed"
         ) from None
 
     def frames() -> "Iterator[AudioFrame]":

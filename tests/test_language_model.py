@@ -119,7 +119,10 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     main([f"{tmp_path}/text.csv", "--out", f"{tmp_path}/new/lm.npz", "--dev", f"{tmp_path}/manifest.csv"])
     assert "10 texts, 14 words" in (printed := capsys.readouterr().out)
     assert "unknown_percent 0.00" in printed
-    assert read_texts(tmp_path / "manifest.csv") == ["the cat"]
+    assert read_texts(tmp_path / "manifest.csv", dev=True) == read_texts(tmp_path, dev=True) == ["the cat"]
+    assert read_texts(tmp_path / "manifest.csv") == read_texts(tmp_path) == ["other words"]
+    (tmp_path / "metadata.csv").write_text("LJ001-0001|In 1455|In fourteen fifty-five\n", encoding="utf-8")
+    assert read_texts(tmp_path / "metadata.csv") == ["in fourteen fifty five"]
     assert read_texts(tmp_path / "text.csv") == TEXTS
 
 

@@ -86,11 +86,13 @@ def test_what_clients_make_up_makes_no_labels(client: TestClient):
         client.get(f"/nowhere/{number}")
         client.get(f"/v1/models/model{number}")
         client.request(f"BREW{number}", "/upload/")
+        client.get("/ui/metrics")
         client.get(f"/audio_specs/?q={number}", headers={"X-Request-ID": f"id{number}"})
         sizes.append(len(scrape(client)))
     samples = scrape(client)
     seen = {dict(labels)["path"] for name, labels in samples if name == "stt_requests_total"}
-    assert {"other", "/v1/models/{name:path}", "/upload/", "/audio_specs/"} <= seen
+    assert {"other", "/v1/models/{name:path}", "/upload/", "/audio_specs/", "/ui"} <= seen
+    assert not any(dict(labels).get("status") == "404" and dict(labels)["path"] == "/metrics" for _, labels in samples)
     methods = {dict(labels)["method"] for name, labels in samples if name == "stt_requests_total"}
     assert methods == {"GET", "other"}
     assert len(set(sizes[1:])) == 1  # the first time, /metrics had not been asked before

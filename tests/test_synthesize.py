@@ -10,8 +10,8 @@ import pytest
 import soundfile
 
 from speech.alphabet import CHARACTERS, normalise_text
-from training.dataset import read_utterances
-from training.synthesize import Studio, Voice, find_voices, main, pieces, read_lines, speakable, with_floor
+from training.dataset import read_lines, read_utterances
+from training.synthesize import Studio, Voice, find_voices, main, pieces, speakable, with_floor
 
 LINES = [
     "The first of the three men spoke.", "In 1455 he paid $20 for it.", "Nothing was heard of him again.",

@@ -60,3 +60,9 @@ def test_tuning_finds_weights_at_least_as_good_and_writes_them(heard: list[Heard
     written = json.loads(out.read_text())["measured"]
     assert written["wer_cer_percent"]["beam"]["one"][0] < written["wer_cer_percent"]["greedy"]["one"][0]
     assert "greedy" in capsys.readouterr().out
+
+
+def test_weights_for_another_language_model_have_a_file_of_their_own(tmp_path: Path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), "--lm", str(tmp_path / "other.npz")])
+    assert "--out" in capsys.readouterr().err

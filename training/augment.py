@@ -52,7 +52,7 @@ class Augmentation:
     background_db: tuple[float, float] = _switch((5.0, 30.0), "the speech over the background")
     tilt_probability: float = _switch(0.0, "another microphone: treble raised or lowered")
     tilt: tuple[float, float] = _switch(
-        (-0.4, 0.9), "so much of the sample before is taken away; 0.9: +20 dB at 11 kHz"
+        (-0.4, 0.9), "so much of the sample before is taken away; 0.9: the bass is 25 dB softer against 11 kHz"
     )
     noise_probability: float = _switch(0.3, "a floor of white noise")
     noise_db: tuple[float, float] = _switch((-85.0, -45.0), "of the floor, relative to full scale")

@@ -1,4 +1,4 @@
-"""What a recording is like, and what it would be like under worse conditions: everything made here, nothing random."""
+"""What a recording is like, and what it would be like under worse conditions: all made here, the same on each run."""
 
 import zlib
 from collections.abc import Callable, Sequence

@@ -55,6 +55,22 @@ def read_utterances(data: Path) -> list[Utterance]:
     )
 
 
+def read_lines(source: Path, dev: bool = False) -> list[str]:
+    """Texts as published: of plain text, of ``id|text`` lines, of a CSV with a column ``text``, or of recordings.
+
+    What names splits gives all but ``dev``, or ``dev`` alone: what is scored is not to be learnt.
+    """
+    if source.is_dir():
+        return [utterance.text for utterance in read_utterances(source) if (utterance.split == "dev") == dev]
+    with source.open(encoding="utf-8-sig", newline="") as file:
+        if "text" in next(csv.reader(file), []):
+            file.seek(0)
+            rows = csv.DictReader(file)
+            return [row["text"] for row in rows if row["text"] and (row.get("split") == "dev") == dev]
+        file.seek(0)
+        return [line.rpartition("|")[2] for line in file]
+
+
 def _from_manifest(file: Path) -> list[Utterance]:
     with file.open(encoding="utf-8-sig", newline="") as lines:  # Excel begins with a byte order mark
         rows = csv.DictReader(lines)

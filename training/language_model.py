@@ -23,7 +23,7 @@ from speech.language_model import (
     LanguageModel,
     read_language_model,
 )
-from training.dataset import read_utterances
+from training.dataset import read_lines, read_utterances
 
 LETTERS = CHARACTERS.translate(MARKS).replace(" ", "")
 NEVER = 65535 / RESOLUTION  # the highest cost that the file can hold, 256 nats
@@ -32,17 +32,10 @@ Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
-def read_texts(file: Path) -> list[str]:
-    """Normalised texts of a file: lines of plain text or of ``id|text``, or the split ``dev`` of a manifest CSV.
-
-    The marks ``?`` and ``!`` are dropped: they are no words.
-    """
-    lines = file.read_text(encoding="utf-8").splitlines()
-    if lines and {"path", "text"} <= set(lines[0].split(",")):
-        texts: Iterable[str] = (u.text for u in read_utterances(file) if u.split == "dev")
-    else:
-        texts = (line.partition("|")[2] or line for line in lines)
-    return [text for text in map(cleaned, texts) if text]
+def read_texts(source: Path, dev: bool = False) -> list[str]:
+    """Normalised texts of whatever `training.dataset.read_lines` reads, without the marks ``?`` and ``!``: they are no
+    words."""
+    return [text for text in map(cleaned, read_lines(source, dev)) if text]
 
 
 def cleaned(text: str) -> str:
@@ -230,9 +223,10 @@ def perplexity(model: LanguageModel, texts: Sequence[str]) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.language_model", description=__doc__)
-    parser.add_argument("texts", type=Path, nargs="+", metavar="TEXT", help="plain text, or CSV of id|text lines")
+    parser.add_argument("texts", type=Path, nargs="+", metavar="TEXT", 
+                        help="plain text, lines of id|text, a CSV with a column text, or recordings")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="the file to write, such as Models/NAME/lm.npz")
-    parser.add_argument("--dev", type=Path, help="held-out text, or a manifest CSV with split=dev")
+    parser.add_argument("--dev", type=Path, help="held-out text, or recordings with a split dev")
     parser.add_argument("--without", type=Path, nargs="+", default=[], metavar="DATA",
                         help="recordings whose texts are left out, for training.train --mmi-lm")  # fmt: skip
     parser.add_argument("--order", type=int, default=3, help="words in the longest n-gram")
@@ -249,7 +243,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     grams = ", ".join(f"{len(table.tokens)} {n}-grams" for n, table in enumerate(model.tables, start=2))
     print(f"{len(texts)} texts, {len(model.words)} words, {grams}, {given.out.stat().st_size / 1e6:.2f} MB")
     if given.dev:
-        print(", ".join(f"{name} {value:.2f}" for name, value in perplexity(model, read_texts(given.dev)).items()))
+        print(
+            ", ".join(
+                f"{name} {value:.2f}" for name, value in perplexity(model, read_texts(given.dev, dev=True)).items()
+            )
+        )
 
 
 if __name__ == "__main__":

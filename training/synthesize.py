@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from speech.alphabet import normalise_text
 from speech.audio import SAMPLE_RATE
-from training.dataset import load_audio, read_utterances
+from training.dataset import load_audio, read_lines
 
 CHARACTERS_PER_SECOND = 12  # that slow voices speak: texts are cut where they would grow too long
 MIN_SECONDS = 0.5  # of a clip; shorter ones are skipped
@@ -123,18 +123,6 @@ def find_voices(engines: Sequence[str]) -> list[Voice]:
             log.warning("%s %s: apt-get install %s", name, what, engine.packages)
         voices += [Voice(name, voice) for voice in found for _ in range(2 if "slt" in voice else 1)]
     return voices
-
-
-def read_lines(source: Path) -> list[str]:
-    """Texts as they were written: of plain text, of ``id|text`` lines, of a CSV with a column ``text``, of a corpus."""
-    if source.is_dir():
-        return [utterance.text for utterance in read_utterances(source)]
-    with source.open(encoding="utf-8-sig", newline="") as file:
-        if "text" in next(csv.reader(file), []):
-            file.seek(0)
-            return [row["text"] for row in csv.DictReader(file) if row["text"]]
-        file.seek(0)
-        return [line.rpartition("|")[2] for line in file]
 
 
 def _in_words(number: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""Weigh language against sound: ``python -m training.tune_decoder MODEL DATA --lm MODEL/lm.npz``.
+"""Weigh language against sound: ``python -m training.tune_decoder MODEL DATA``.
 
 What the network hears in the clips of split ``dev`` is computed once and saved; a random search over the weights of
 the beam search then decodes it again and again. Run it after every training: the surer the network, the less it needs
@@ -167,6 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=BeamOptions().width, help="prefixes that are kept")
     parser.add_argument("--seed", type=int, default=1, help="of the random search")
     given = parser.parse_args(arguments)
+    if given.lm and not given.out:
+        parser.error("--lm: expected --out, for weights that go with another language model than the model's own")
     if given.log_probs and given.log_probs.exists():
         heard = load(given.log_probs)
     else:
@@ -182,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     written = {**asdict(options), "measured": _report(heard, greedy, found, given.trials)}
     out = given.out or given.model / OPTIONS
     out.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    if not given.out and not given.lm:
+    if not given.out:
         add_files(given.model, OPTIONS, LANGUAGE_MODEL)
 
 
