@@ -1,9 +1,10 @@
 """The HTTP service: routes and the server process. ``python api.py`` serves on 127.0.0.1:8000."""
 
 import logging
+import math
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from types import FrameType
 from typing import Any, BinaryIO
 
@@ -202,9 +203,11 @@ def main() -> None:
         timeout_keep_alive=KEEP_ALIVE,
         ws_max_size=MAX_MESSAGE,
         ws_ping_timeout=settings.timeout,
+        timeout_graceful_shutdown=math.ceil(settings.timeout),  # for who does not read; uploads are waited for before
         ws_per_message_deflate=False,  # sound hardly gets smaller, and what is small could grow a thousandfold
     )
-    Server(config, service).run()
+    with suppress(KeyboardInterrupt):
+        Server(config, service).run()
 
 
 app = create_app(read_settings())

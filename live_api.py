@@ -233,6 +233,7 @@ class Connection(ABC):
         """The next message, or None if the service is stopping. Raises Refused if none comes for too long."""
         clock, timeout = asyncio.get_running_loop().time, self.service.settings.timeout
         latest = clock() + timeout
+        await asyncio.sleep(0)  # messages that have come already would keep all others waiting
         while not self.service.draining:
             try:
                 async with asyncio.timeout(min(TICK, timeout)):

@@ -127,7 +127,10 @@ def create_router(
     async def transcriptions(request: Request) -> Response:
         try:
             async with AsyncExitStack() as stack:
-                form = await stack.enter_async_context(request.form(max_files=1, max_fields=MAX_FIELDS))
+                try:
+                    form = await stack.enter_async_context(request.form(max_files=1, max_fields=MAX_FIELDS))
+                except UnicodeError:
+                    raise HTTPException(400, "expected a form in UTF-8, found what its charset cannot hold") from None
                 options = read_options(form, names, read_hot_words)
                 file = form["file"]
                 assert isinstance(file, UploadFile)
@@ -296,5 +299,8 @@ def _joined(parts: Sequence[Part]) -> Transcription:
 
 
 def _refused(refusal: RefusedParameter) -> JSONResponse:
-    body = {"detail": str(refusal), "code": refusal.code, "request_id": request_id.get()}
-    return JSONResponse(openai_error(body, refusal.status, refusal.param), refusal.status)
+    detail, param = (
+        text and text.encode("utf-8", "backslashreplace").decode() for text in (str(refusal), refusal.param)
+    )
+    body = {"detail": detail, "code": refusal.code, "request_id": request_id.get()}
+    return JSONResponse(openai_error(body, refusal.status, param), refusal.status)

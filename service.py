@@ -288,9 +288,9 @@ async def _unless_gone(work: Awaitable[T], request: Request) -> T:
     leaving = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGone
+        if leaving.done():
+            raise ClientGone
+        return working.result()
     finally:
         working.cancel()
         leaving.cancel()

@@ -166,11 +166,14 @@ def find(inputs: Sequence[str]) -> dict[str, Path]:
 
 
 def check_distinct(targets: Mapping[str, Path]) -> None:
-    """Raise ValueError if one result would take the place of another."""
+    """Raise ValueError if one result would take the place of another, or of what it is to be made from."""
     sources: dict[Path, str] = {}
+    inputs = {Path(source).resolve() for source in targets if source != STDIN}
     for source, target in targets.items():
         if (other := sources.setdefault(target, source)) != source:
             raise ValueError(f"expected a name of its own for each result, found {target} for {other} and {source}")
+        if target.resolve() in inputs:
+            raise ValueError(f"expected results that take the place of no input, found {target} for {source}")
 
 
 def transcribe_file(file: str, hear: Hear, form: str, target: Path | None) -> str:

@@ -92,17 +92,20 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def _check_format(chunk: bytes) -> None:
     """Raise UnsupportedWav unless this is the one format that the model hears."""
-    tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", chunk)
+    tag, channels, rate, _, align, bits = struct.unpack_from("<HHIIHH", chunk)
+    valid = bits
     if tag == EXTENSIBLE:
         if len(chunk) < 40 or chunk[26:40] != SUBFORMAT_TAIL:
             raise UnsupportedWav("expected a PCM subformat in the WAVE_FORMAT_EXTENSIBLE header, found another one")
         tag = struct.unpack_from("<H", chunk, 24)[0]
-        bits = struct.unpack_from("<H", chunk, 18)[0] or bits  # the valid ones of the container's
+        valid = struct.unpack_from("<H", chunk, 18)[0] or bits  # of the container's
     encoding = FORMAT_NAMES.get(tag, f"format {tag:#06x}")
+    if valid != bits or align not in (0, channels * (bits // 8)):
+        encoding += f" in {align} bytes a frame"
     checks = [
         ("sample rate", f"{SAMPLE_RATE} Hz", f"{rate} Hz"),
         ("channel count", f"{CHANNELS} (mono)", f"{channels}" if channels != CHANNELS else f"{channels} (mono)"),
-        ("sample format", f"{BIT_DEPTH}-bit PCM", f"{bits}-bit {encoding}"),
+        ("sample format", f"{BIT_DEPTH}-bit PCM", f"{valid}-bit {encoding}"),
     ]
     wrong = [f"{what}: expected {expected}, found {found}" for what, expected, found in checks if expected != found]
     if wrong:

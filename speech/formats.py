@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Iterator
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ MAX_CHANNELS = 16
 MAX_PACKETS = 2**21  # that an mp4 may announce: 12 hours of AAC; FFmpeg allots 32 bytes for each
 MAX_LINKS = 1000  # of a chain of Ogg
 BLOCK = 16384  # frames decoded at once
+MAX_FRAME = 200_000  # samples that one of FFmpeg's frames may hold: real ones hold a few thousand
 MP3_FRAME = 1152  # samples
 UNSUPPORTED_ENCODING = 4  # SF_ERR_UNSUPPORTED_ENCODING of sndfile.h
 # Boxes of an mp4 that announce packets, up to the number; a compressed header (cmov) could announce any.
@@ -182,8 +183,10 @@ def _open_part(part: Part) -> _Sequential:
         return _Sequential(part)
     except soundfile.LibsndfileError as error:
         if error.code == UNSUPPORTED_ENCODING:
-            raise UnsupportedWav(f"expected {READ}, found an encoding that cannot be read: {error}") from None
-        raise DamagedWav(f"expected a file that can be decoded, found: {error}") from None
+            raise UnsupportedWav(
+                f"expected {READ}, found an encoding that cannot be read: {error.error_string}"
+            ) from None
+        raise DamagedWav(f"expected a file that can be decoded, found: {error.error_string}") from None
 
 
 def _read(file: _Sequential) -> Iterator[Block]:
@@ -197,7 +200,7 @@ def _read(file: _Sequential) -> Iterator[Block]:
             while len(part := file.read(BLOCK // per_block, dtype="float32", always_2d=True)):
                 yield part
         except soundfile.LibsndfileError as error:
-            problem = str(error)
+            problem = error.error_string
 
     reading = parts()
     while held := list(islice(reading, per_block)):
@@ -224,7 +227,9 @@ def _open_av(data: Bytes, container: str) -> tuple[int, Iterator[Block]]:
             with av.open(io.BytesIO(data), "r", format=container, options=FFMPEG, metadata_errors="ignore") as file:
                 if not file.streams.audio:
                     raise UnsupportedWav("expected a track with sound, found none")
-                yield from file.decode(file.streams.audio[0])
+                track = file.streams.audio[0]
+                track.codec_context.options = {"max_samples": str(MAX_FRAME)}
+                yield from file.decode(track)
         except (av.FFmpegError, ValueError) as error:
             raise DamagedWav(f"expected a file that can be decoded, found: {error}") from None
 
@@ -236,22 +241,14 @@ def _open_av(data: Bytes, container: str) -> tuple[int, Iterator[Block]]:
     _check_sound(rate, channels)
 
     def blocks() -> Iterator[Block]:
+        packed = av.AudioResampler(format="flt")  # PyAV reads memory that is not there for eight planes and more
         for frame in chain([first], rest):
             if (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
                 raise DamagedWav("expected one sample rate and channel count, found them changed midway")
-            yield _frame_samples(frame)
+            for part in packed.resample(frame):
+                yield part.to_ndarray().reshape(-1, channels).astype(np.float32, copy=False)
 
     return rate, blocks()
-
-
-def _frame_samples(frame: "AudioFrame") -> Block:
-    """Samples float32 (n, channels), full scale 1, of a frame of FFmpeg's."""
-    values: npt.NDArray[Any] = frame.to_ndarray()
-    values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
-    if values.dtype.kind == "f":
-        return values.astype(np.float32)
-    half = 2.0 ** (8 * values.dtype.itemsize - 1)
-    return (values / half - (values.dtype.kind == "u")).astype(np.float32)
 
 
 def _check_mp4(data: Bytes) -> None:

@@ -17,6 +17,16 @@ SOUND = make_sound(0.1)
 GOOD = make_wav(SOUND)
 
 
+def _wide(wav: bytes, align: int | None = None, valid: int | None = None) -> bytes:
+    """The same with another number of bytes a frame, or of valid bits of a sample, in its header."""
+    data = bytearray(wav)
+    if align:
+        struct.pack_into("<H", data, 32, align)
+    if valid:
+        struct.pack_into("<H", data, 38, valid)
+    return bytes(data)
+
+
 def test_samples_are_those_of_the_file():
     waveform = decode_wav(make_wav(np.array([0, 1, -1, 32767, -32768])))
     assert waveform.samples.dtype == np.float32
@@ -66,6 +76,8 @@ def test_chunks_around_the_sound_are_skipped():
         (make_wav(SOUND, tag=6), UnsupportedWav, ["A-law"]),
         (make_wav(SOUND, tag=3, extensible=True), UnsupportedWav, ["floating point"]),
         (make_wav(SOUND, extensible=True).replace(bytes.fromhex("aa00389b71"), b"other"), UnsupportedWav, ["subformat"]),
+        (_wide(make_wav(SOUND, bits=32, extensible=True), valid=16), UnsupportedWav, ["16-bit PCM in 4 bytes"]),
+        (_wide(GOOD, align=4), UnsupportedWav, ["16-bit PCM in 4 bytes"]),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(data: bytes, error: type[AudioError], words: list[str]):

@@ -92,6 +92,15 @@ def test_a_folder_of_results_keeps_the_tree(folder: Path, tmp_path: Path, said: 
     assert " ".join(" ".join(cue.content.split()) for cue in cues) == said
 
 
+def test_a_recording_is_never_overwritten_by_its_text(tmp_path: Path):
+    recording = tmp_path / "a.txt"
+    shutil.copy(HELLO, recording)
+    done = stt(recording, "--output", tmp_path)
+    assert done.returncode == 2
+    assert "the place of no input" in done.stderr
+    assert recording.read_bytes() == HELLO.read_bytes()
+
+
 def test_standard_input_and_the_formats(said: str):
     found = json.loads(stt("-", "--format", "json", stdin=HELLO.read_bytes()).stdout)
     assert (found["file"], found["text"]) == ("-", said)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from speech.audio import SAMPLE_RATE, decode_wav
 from speech.errors import AudioError, AudioTooLong, DamagedWav, NotAWav, UnsupportedWav
-from speech.formats import MAX_LINKS, MAX_PACKETS, decode_audio, resample
+from speech.formats import MAX_FRAME, MAX_LINKS, MAX_PACKETS, decode_audio, resample
 
 ROOT = Path(__file__).resolve().parent.parent
 LEVEL = 0.25  # of the 1 kHz tone
@@ -143,6 +143,36 @@ def test_an_mp3_read_in_blocks_has_no_seams():
     found = decode_audio(data).samples
     assert np.abs(found[: len(whole)] - whole).max() <= 1 / 32768
     assert len(found) - len(whole) < 0.1 * SAMPLE_RATE  # of padding, which only a count of frames would tell
+
+
+@pytest.mark.parametrize(("container", "encoding"), [("mp4", "aac"), ("webm", "libopus")])
+def test_eight_channels_of_a_video_are_heard(container: str, encoding: str):
+    """PyAV's own arrays of eight planes reach into memory that is not theirs."""
+    frame = av.AudioFrame.from_ndarray(tone(1000, 48000)[None].astype(np.float32), format="flt", layout="mono")
+    frame.sample_rate = 48000
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        stream = output.add_stream(encoding, rate=48000, layout="7.1")
+        fitted = av.AudioResampler(stream.codec_context.format, "7.1", 48000, stream.codec_context.frame_size or 960)
+        for part in [*fitted.resample(frame), *fitted.resample(None), None]:
+            output.mux(stream.encode(part))
+    found = decode_audio(file.getvalue())
+    assert found.duration == pytest.approx(SECONDS, abs=0.1)
+    assert level_of(found.samples, 1000) > 0.01
+
+
+def test_a_frame_of_millions_of_samples_is_refused():
+    """2 kB of ALAC may announce one of 16 million, and a block of PCM may hold one: gigabytes, once they are numbers."""
+    file = io.BytesIO()
+    samples = np.zeros((1, MAX_FRAME + 1), np.int16)
+    with av.open(file, "w", format="matroska") as output:
+        stream = output.add_stream("pcm_s16le", rate=48000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        frame.sample_rate = 48000
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    with pytest.raises(DamagedWav):
+        decode_audio(file.getvalue())
 
 
 def test_channels_are_averaged():

@@ -21,7 +21,7 @@ import uvicorn
 from api import create_app
 from config import Settings
 from predictor import SpeechPredictor
-from service import Service
+from service import ClientGone, Service, _unless_gone
 from speech.alphabet import Alphabet
 from speech.audio import Waveform
 from speech.errors import QueueFull
@@ -147,6 +147,20 @@ def test_a_client_that_leaves_stops_the_work(settings: Settings):
 def _in_flight(url: str) -> float:
     lines = httpx.get(f"{url}/metrics").text.splitlines()
     return float(next(line for line in lines if line.startswith("stt_in_flight ")).split()[1])
+
+
+def test_who_left_is_seen_even_if_there_is_nothing_to_wait_for():
+    """As with the pieces of a silent file, which are answered at once."""
+
+    class Gone:
+        async def receive(self) -> dict[str, str]:
+            return {"type": "http.disconnect"}
+
+    async def nothing() -> str:
+        return ""
+
+    with pytest.raises(ClientGone):
+        asyncio.run(_unless_gone(nothing(), Gone()))
 
 
 def test_a_failure_midway_is_an_error_event_or_a_status(settings: Settings):

@@ -252,6 +252,10 @@ def test_forms_that_only_hand_written_clients_send(url: str, path: str):
     assert post(json={"file": "x"}) == (400, "file")
     assert post(content=b"x", headers={"content-type": "multipart/form-data; boundary=y"})[0] == 400
     assert post(files=[("file", CLIP), ("file", CLIP)])[0] == 400
+    for charset, name in (("undefined", b"language"), ("punycode", b"\xff"), ("unicode_escape", b"x\\ud800")):
+        body = b'--y\r\nContent-Disposition: form-data; name="' + name + b'"\r\n\r\nen\r\n--y--\r\n'
+        kind = f"multipart/form-data; boundary=y; charset={charset}"
+        assert post(content=body, headers={"content-type": kind})[0] == 400
 
 
 def test_openapi_shows_the_form(url: str):
