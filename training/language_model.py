@@ -223,7 +223,7 @@ def perplexity(model: LanguageModel, texts: Sequence[str]) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.language_model", description=__doc__)
-    parser.add_argument("texts", type=Path, nargs="+", metavar="TEXT", 
+    parser.add_argument("texts", type=Path, nargs="+", metavar="TEXT",
                         help="plain text, lines of id|text, a CSV with a column text, or recordings")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="the file to write, such as Models/NAME/lm.npz")
     parser.add_argument("--dev", type=Path, help="held-out text, or recordings with a split dev")
@@ -243,11 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     grams = ", ".join(f"{len(table.tokens)} {n}-grams" for n, table in enumerate(model.tables, start=2))
     print(f"{len(texts)} texts, {len(model.words)} words, {grams}, {given.out.stat().st_size / 1e6:.2f} MB")
     if given.dev:
-        print(
-            ", ".join(
-                f"{name} {value:.2f}" for name, value in perplexity(model, read_texts(given.dev, dev=True)).items()
-            )
-        )
+        measured = perplexity(model, read_texts(given.dev, dev=True))
+        print(", ".join(f"{name} {value:.2f}" for name, value in measured.items()))
 
 
 if __name__ == "__main__":
