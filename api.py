@@ -10,12 +10,14 @@ from typing import Any, BinaryIO
 
 import uvicorn
 from fastapi import FastAPI, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from starlette.responses import PlainTextResponse, Response
 
 from auth import ApiKeys, is_public
 from config import Settings, read_settings, unknown_settings
+from connections import HttpConnection, WebSocketConnection
 from custom_logger import RequestLogMiddleware, configure_logging
 from gate import UploadGate
 from live_api import MAX_MESSAGE, create_live_router
@@ -67,7 +69,7 @@ SOUND_ERRORS = [  # of all that take a file
     (400, "DamagedWav", "expected 96000 bytes of sound as the header says, found 512"),
     (400, "BadRequest", "There was an error parsing the body"),
     (401, "InvalidApiKey", "expected an API key as 'Authorization: Bearer KEY', found none"),
-    (408, "UploadTooSlow", "expected more of the body within 60 s"),
+    (408, "UploadTooSlow", "expected 1000 bytes a second of the body and no pause of 60 s, found 99 bytes in 60 s"),
     (413, "UploadTooLarge", "expected a body of at most 26214400 bytes, found 52428800"),
     (413, "AudioTooLong", "expected at most 120 s of sound, found 300.0 s"),
     (415, "NotAWav", "expected a RIFF WAVE file, found one that begins with b'ID3\\x04'"),
@@ -143,6 +145,8 @@ def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> 
 
     @app.post(UPLOAD, summary="Transcribe a WAV file", responses=documented_errors(*UPLOAD_ERRORS))
     async def upload(request: Request, file: UploadFile) -> Transcription:
+        if (parts := len((await request.form()).getlist("file"))) > 1:
+            raise RequestValidationError([{"loc": ("body", "file"), "msg": f"expected one file, found {parts}"}])
         answer = await service.transcribe(file.file, request)
         return Transcription(
             transcryption=answer.transcript.text,
@@ -200,6 +204,8 @@ def main() -> None:
         access_log=False,
         log_level="warning",
         lifespan="on",
+        http=HttpConnection,
+        ws=WebSocketConnection,
         timeout_keep_alive=KEEP_ALIVE,
         ws_max_size=MAX_MESSAGE,
         ws_ping_timeout=settings.timeout,

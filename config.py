@@ -31,7 +31,7 @@ class Settings(BaseSettings):
         "auto",
         description="auto, greedy (the best letters alone) or beam (with a language model); auto: beam if there is one",
     )
-    threads: int = Field(0, ge=0, description="threads of the network; 0: one for each core")
+    threads: int = Field(0, ge=0, le=1024, description="threads of the network; 0: one for each core")
     max_upload_bytes: int = Field(25 * 2**20, ge=1024, description="largest request body, in bytes")
     max_seconds: float = Field(120.0, gt=0, description="longest clip at /upload/, in seconds")
     max_long_seconds: float = Field(14400.0, gt=0, description="longest file at /v1/audio/transcriptions, in seconds")

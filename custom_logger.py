@@ -21,7 +21,10 @@ from config import Settings
 
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s [%(request_id)s] %(message)s"
 MAX_BYTES, BACKUPS = 10 * 2**20, 5  # of each log file
-FILES = {"api": ("api", "uvicorn"), "predictor": ("predictor", "speech")}  # file name: loggers that write into it
+FILES = {  # file name: loggers that write into it
+    "api": ("api", "uvicorn", "python_multipart", "asyncio"),
+    "predictor": ("predictor", "speech"),
+}
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # ends a line, or steers a terminal
 WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -110,7 +113,10 @@ def _add_request_id(record: logging.LogRecord) -> bool:
 
 
 def _is_no_false_alarm(record: logging.LogRecord) -> bool:
-    """uvicorn (0.54) finds an error in each handshake that is refused with a status and a body."""
+    """uvicorn (0.54) finds an error in each handshake that is refused with a status and a body, and shows a traceback
+    where a client sends text that is none."""
+    if record.msg == "Invalid UTF-8 sequence received from client.":
+        record.exc_info, record.levelno, record.levelname = None, logging.WARNING, "WARNING"
     return record.msg != "ASGI callable returned without completing handshake."
 
 

@@ -9,6 +9,7 @@ from responses import error_response, speech_error_response
 from service import Service
 from speech.errors import SpeechError
 
+LEAST_RATE = 1000  # bytes per second of a body, on the whole
 LINGER, LINGER_ALL = 3.0, 20.0  # seconds in which a refused body is still read: for its next bytes, and in all
 
 
@@ -16,7 +17,7 @@ class UploadGate:
     """Stops an upload as early as it can be known to be in vain. Plain ASGI, in front of the body's parser.
 
     Not ready or no room: before a byte is read. Too large: by Content-Length, or as soon as the bytes received say
-    so. Too slow: when none come for the time that a request may take.
+    so. Too slow: when none come for the time that a request may take, or fewer than `LEAST_RATE` after it.
     """
 
     def __init__(self, app: ASGIApp, service: Service, paths: frozenset[str]) -> None:
@@ -31,7 +32,7 @@ class UploadGate:
             await self.service.check_room()
         except SpeechError as error:
             return await refuse(speech_error_response(error), receive, send)
-        if promised.isdigit() and int(promised) > limit:
+        if promised.isascii() and promised.isdigit() and int(promised) > limit:
             return await refuse(_too_large(limit, promised), receive, send)
         self.service.in_flight += 1
         try:
@@ -42,18 +43,20 @@ class UploadGate:
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         settings, received, complete = self.service.settings, 0, False
         limit, refusal = settings.max_upload_bytes, None
+        clock = asyncio.get_running_loop().time
+        began = clock()
 
         async def counting_receive() -> Message:
             nonlocal refusal, received, complete
             if complete:  # the parser is done: what is left to come is the end of the connection
                 return await receive()
             try:
-                async with asyncio.timeout(settings.timeout):
+                async with asyncio.timeout_at(settings.timeout + min(clock(), began + received / LEAST_RATE)):
                     message = await receive()
             except TimeoutError:
-                refusal = error_response(
-                    408, "UploadTooSlow", f"expected more of the body within {settings.timeout:g} s"
-                )
+                expected = f"{LEAST_RATE} bytes a second of the body and no pause of {settings.timeout:g} s"
+                found = f"{received} bytes in {clock() - began:.0f} s"
+                refusal = error_response(408, "UploadTooSlow", f"expected {expected}, found {found}")
                 return {"type": "http.disconnect"}
             received += len(message.get("body", b""))
             complete = not message.get("more_body", False)

@@ -294,6 +294,8 @@ async def _unless_gone(work: Awaitable[T], request: Request) -> T:
     finally:
         working.cancel()
         leaving.cancel()
+        working.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody is left to be told
+        leaving.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 async def _disconnected(request: Request) -> None:

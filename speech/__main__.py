@@ -31,6 +31,7 @@ FORMATS = ("text", "json", "srt", "vtt")
 SUFFIXES = (".wav", ".wave", ".aif", ".aiff", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".webm")
 STDIN = "-"
 TRIES = 10  # with a server that says when to come back
+INTERRUPTED = 130  # exit code, as of shells
 LONGEST_WAIT = 30.0  # seconds, whatever it says
 SERVER_JOBS = 8  # a server makes batches of what comes at the same time
 TIMEOUT = httpx.Timeout(3600.0, connect=10.0)  # seconds; the text of hours takes its time
@@ -97,7 +98,7 @@ def connect(url: str, key: str, model: str, hot_words: Sequence[str] = ()) -> He
         for _ in range(TRIES):
             answer = client.post("v1/audio/transcriptions", data=form, files={"file": ("audio", data)})
             wait = answer.headers.get("Retry-After", "")
-            if answer.is_success or not wait.isdigit():
+            if answer.is_success or not wait.isdecimal():
                 break
             time.sleep(min(float(wait), LONGEST_WAIT))
         return _heard(answer)
@@ -225,19 +226,26 @@ def run(files: Mapping[str, Path | None], hear: Hear, form: str, jobs: int) -> i
                 output = result.result()
             except Exception as error:  # one broken file never stops the others
                 failed = 1
-                tqdm.write(f"{file}: {type(error).__name__}: {error}", file=sys.stderr)
+                tqdm.write(f"{shown(file)}: {type(error).__name__}: {error}", file=sys.stderr)
                 continue
             if files[file] is None:
-                tqdm.write(f"{file}: {output}" if form == "text" and len(files) > 1 else output, end="")
+                tqdm.write(f"{shown(file)}: {output}" if form == "text" and len(files) > 1 else output, end="")
         sys.stdout.flush()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
     return failed
+
+
+def shown(file: str) -> str:
+    """A file's name as a terminal can bear it: what is not printable is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in file)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line asks for; the exit code."""
     parser, given = read_arguments(arguments)
+    if sys.stdout is None:
+        parser.exit(2, f"{parser.prog}: expected an open standard output, found it closed\n")
     try:
         found = find(given.inputs)
         suffix = ".txt" if given.format == "text" else f".{given.format}"
@@ -264,8 +272,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if (code := main()) == INTERRUPTED:
+        os._exit(code)  # threads that wait for a server would be waited for
+    sys.exit(code)

@@ -1,9 +1,9 @@
 """Sound from any common file, decided by its content: decoded block by block, mixed to mono, resampled to 22050 Hz.
 
 WAV, AIFF, FLAC, Ogg and MP3 are read by libsndfile (soundfile), m4a, mp4, webm and FLAC in Ogg by FFmpeg (PyAV,
-optional). A file that breaks off is decoded as far as it goes, and the break is logged. What was decoded is counted, so
-that minutes of silence in a few bytes cost no more than ``max_seconds``; what headers say of a whole file's length is
-not believed (`speech.containers`).
+optional); those are silent where their track begins late or has gaps. A file that breaks off is decoded as far as it
+goes, and the break is logged. What was decoded is counted, so that minutes of silence in a few bytes cost no more than
+``max_seconds``; what headers say of a whole file's length is not believed (`speech.containers`).
 """
 
 import io
@@ -33,6 +33,7 @@ MAX_PACKETS = 2**21  # that an mp4 may announce: 12 hours of AAC; FFmpeg allots 
 MAX_LINKS = 1000  # of a chain of Ogg
 BLOCK = 16384  # frames decoded at once
 MAX_FRAME = 200_000  # samples that one of FFmpeg's frames may hold: real ones hold a few thousand
+MIN_GAP, MAX_GAP = 0.1, 3600  # seconds without sound in a video that are silence; more is a clock that was set
 MP3_FRAME = 1152  # samples
 UNSUPPORTED_ENCODING = 4  # SF_ERR_UNSUPPORTED_ENCODING of sndfile.h
 # Boxes of an mp4 that announce packets, up to the number; a compressed header (cmov) could announce any.
@@ -107,8 +108,10 @@ def _mono(blocks: Iterator[Block], rate: int, max_seconds: float) -> Iterator[np
     decoded = 0
     try:
         for block in blocks:
-            if not np.isfinite(block).all():
+            finite = np.isfinite(block)
+            if not finite.any():
                 raise DamagedWav("expected finite samples, found infinite ones or NaN")
+            block[~finite] = 0
             decoded += len(block)
             if decoded > max_seconds * rate:
                 raise AudioTooLong(f"expected at most {max_seconds:g} s of sound, found {decoded / rate:.1f} s or more")
@@ -222,31 +225,53 @@ def _open_av(data: Bytes, container: str) -> tuple[int, Iterator[Block]]:
             f"expected {READ}; FLAC in Ogg, m4a, mp4 and webm need the Python package 'av', which is not installed"
         ) from None
 
-    def frames() -> "Iterator[AudioFrame]":
+    def frames() -> "Iterator[tuple[float, AudioFrame]]":
+        """Frames, and when each is heard, in seconds of the whole file; a packet that cannot be decoded is left out."""
+        lost = 0
         try:
             with av.open(io.BytesIO(data), "r", format=container, options=FFMPEG, metadata_errors="ignore") as file:
                 if not file.streams.audio:
                     raise UnsupportedWav("expected a track with sound, found none")
-                track = file.streams.audio[0]
+                track, began = file.streams.audio[0], (file.start_time or 0) / av.time_base
                 track.codec_context.options = {"max_samples": str(MAX_FRAME)}
-                yield from file.decode(track)
+                for packet in file.demux(track):
+                    try:
+                        decoded = packet.decode()
+                    except av.FFmpegError:
+                        lost += 1
+                        continue
+                    yield from ((0.0 if frame.time is None else frame.time - began, frame) for frame in decoded)
         except (av.FFmpegError, ValueError) as error:
             raise DamagedWav(f"expected a file that can be decoded, found: {error}") from None
+        finally:
+            if lost:
+                log.warning("%d packets could not be decoded and were left out", lost)
 
     rest = frames()
     first = next(rest, None)
     if first is None:
         raise DamagedWav("expected sound, found not one sample that can be decoded")
-    rate, channels = first.sample_rate, first.layout.nb_channels
+    rate, channels = first[1].sample_rate, first[1].layout.nb_channels
     _check_sound(rate, channels)
 
     def blocks() -> Iterator[Block]:
         packed = av.AudioResampler(format="flt")  # PyAV reads memory that is not there for eight planes and more
-        for frame in chain([first], rest):
+        heard, skipped = 0, 0.0  # samples, seconds
+        for seconds, frame in chain([first], rest):
             if (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
                 raise DamagedWav("expected one sample rate and channel count, found them changed midway")
+            gap = seconds - skipped - heard / rate
+            if gap > MAX_GAP:
+                skipped += gap
+            elif gap > MIN_GAP:
+                silence = round(gap * rate)
+                heard += silence
+                yield from (
+                    np.zeros((min(BLOCK, silence - at), channels), np.float32) for at in range(0, silence, BLOCK)
+                )
+            heard += frame.samples
             for part in packed.resample(frame):
-                yield part.to_ndarray().reshape(-1, channels).astype(np.float32, copy=False)
+                yield part.to_ndarray().reshape(-1, channels).astype(np.float32)
 
     return rate, blocks()
 

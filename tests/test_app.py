@@ -232,6 +232,11 @@ def test_a_late_answer_is_504_and_not_to_be_retried(settings: Settings):
         assert response.headers["x-should-retry"] == "false"
 
 
+def test_two_files_are_refused(client: TestClient):
+    answer = client.post("/upload/", files=[("file", ("a.wav", GOOD)), ("file", ("b.wav", GOOD))])
+    assert "expected one file, found 2" in failure(answer, 422, "InvalidRequest")
+
+
 def test_request_ids_are_taken_if_well_formed_and_made_otherwise(client: TestClient):
     assert client.get("/", headers={"X-Request-ID": "a.b_c-9"}).headers["X-Request-ID"] == "a.b_c-9"
     for hostile in ("", "x" * 65, "a b", "a\tb", "<script>"):

@@ -4,6 +4,8 @@ import json
 import os
 import pty
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -268,3 +270,32 @@ def test_a_reader_that_has_seen_enough_is_no_error_to_read(folder: Path):
         capture_output=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.stderr == b""
+
+
+def test_ctrl_c_ends_it_at_once_though_a_server_says_nothing():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = "http://{}:{}".format(*silent.getsockname())
+        asking = subprocess.Popen([sys.executable, "-m", "speech", HELLO, "--server", url], cwd=ROOT)
+        connection, _ = silent.accept()
+        with connection:
+            assert connection.recv(1)
+            asking.send_signal(signal.SIGINT)
+            assert asking.wait(20) == 130
+
+
+def test_names_cannot_steer_the_terminal(tmp_path: Path, said: str):
+    names = [tmp_path / "a\x1b[2Jb.wav", tmp_path / "c\nd.wav"]
+    shutil.copy(HELLO, names[0])
+    names[1].write_bytes(b"")
+    done = stt(*names)
+    assert done.stdout == f"{tmp_path}/a\\x1b[2Jb.wav: {said}\n"
+    assert done.stderr.startswith(f"{tmp_path}/c\\nd.wav: DamagedWav: ")
+
+
+def test_a_closed_output_is_said():
+    done = subprocess.run(
+        ["/bin/sh", "-c", '"$0" -m speech "$1" >&-', sys.executable, HELLO],
+        cwd=ROOT, capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.endswith(b"expected an open standard output, found it closed\n")

@@ -7,6 +7,7 @@ import struct
 import sys
 import time
 import tracemalloc
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from speech.audio import SAMPLE_RATE, decode_wav
 from speech.errors import AudioError, AudioTooLong, DamagedWav, NotAWav, UnsupportedWav
-from speech.formats import MAX_FRAME, MAX_LINKS, MAX_PACKETS, decode_audio, resample
+from speech.formats import MAX_FRAME, MAX_GAP, MAX_LINKS, MAX_PACKETS, decode_audio, resample
 
 ROOT = Path(__file__).resolve().parent.parent
 LEVEL = 0.25  # of the 1 kHz tone
@@ -173,6 +174,77 @@ def test_a_frame_of_millions_of_samples_is_refused():
         output.mux(stream.encode(None))
     with pytest.raises(DamagedWav):
         decode_audio(file.getvalue())
+
+
+def film(container: str, encoding: str, times: np.ndarray, pictures: bool = True, broken: int = -1) -> bytes:
+    """A second of pictures from 1000 s on, and a tone of 1 kHz whose frames are heard that many seconds later, of
+    which one may be broken."""
+    file, rate = io.BytesIO(), 48000
+    with av.open(file, "w", format=container) as output:
+        video = output.add_stream("mpeg4" if container == "mp4" else "libvpx", rate=10)
+        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        audio = output.add_stream(encoding, rate=rate, layout="mono")
+        size = 1024 if encoding == "aac" else 960
+        packets = []
+        for number in range(10 if pictures else 0):
+            picture = av.VideoFrame(32, 32, "yuv420p")
+            picture.pts, picture.time_base = 10_000 + number, Fraction(1, 10)
+            packets += video.encode(picture)
+        sound = np.resize(tone(1000, rate), (len(times), 1, size)).astype(np.float32)
+        for samples, when in zip(sound, times, strict=True):
+            samples = samples if audio.codec_context.format.name.startswith("flt") else np.rint(samples * 32767)
+            name = audio.codec_context.format.name
+            frame = av.AudioFrame.from_ndarray(samples.astype(np.int16 if name == "s16" else np.float32), name, "mono")
+            frame.sample_rate, frame.pts, frame.time_base = rate, round((1000 + when) * rate), Fraction(1, rate)
+            packets += audio.encode(frame)
+        packets += [*(video.encode(None) if pictures else []), *audio.encode(None)]
+        for number, packet in enumerate(sorted(packets, key=lambda packet: packet.pts * packet.time_base)):
+            if number == broken:
+                damaged = av.Packet(b"\xff" * packet.size)
+                damaged.pts, damaged.dts, damaged.stream = packet.pts, packet.dts, packet.stream
+                damaged.time_base, damaged.duration = packet.time_base, packet.duration
+                packet = damaged
+            output.mux(packet)
+    return file.getvalue()
+
+
+def sounding(samples: np.ndarray) -> list[tuple[float, float]]:
+    """From when to when something is heard, in seconds."""
+    loud = np.flatnonzero(np.abs(samples) > LEVEL / 4) / SAMPLE_RATE
+    breaks = np.flatnonzero(np.diff(loud) > 0.05)
+    return list(zip(loud[[0, *breaks + 1]], loud[[*breaks, -1]], strict=True))
+
+
+KINDS = [("mp4", "aac", 1024 / 48000), ("webm", "libopus", 960 / 48000)]
+
+
+@pytest.mark.parametrize(("container", "encoding", "step"), KINDS)
+def test_sound_that_begins_late_in_a_film_or_has_gaps_is_heard_when_it_is_played(
+    container: str, encoding: str, step: float
+):
+    times = 1.5 + step * np.arange(100)
+    times[50:] += 2
+    (first, pause), (again, end) = sounding(decode_audio(film(container, encoding, times)).samples)
+    assert [first, pause, again, end] == pytest.approx(
+        [1.5, 1.5 + 50 * step, 3.5 + 50 * step, 3.5 + 100 * step], abs=0.06
+    )
+
+
+@pytest.mark.parametrize(("container", "encoding", "step"), KINDS)
+def test_a_recording_whose_clock_runs_from_anywhere_begins_at_once(container: str, encoding: str, step: float):
+    """As browsers record; and a clock that is set midway is no silence of hours."""
+    times = step * np.arange(100)
+    times[50:] += MAX_GAP + 1
+    ((first, end),) = sounding(decode_audio(film(container, encoding, times, pictures=False)).samples)
+    assert [first, end] == pytest.approx([0, 100 * step], abs=0.06)
+
+
+def test_a_packet_that_cannot_be_decoded_is_left_out(caplog: pytest.LogCaptureFixture):
+    times = KINDS[0][2] * np.arange(100)
+    whole = decode_audio(film("mp4", "aac", times, pictures=False))
+    found = decode_audio(film("mp4", "aac", times, pictures=False, broken=50))
+    assert found.duration == pytest.approx(whole.duration, abs=0.03)
+    assert "1 packets could not be decoded" in caplog.text
 
 
 def test_channels_are_averaged():
@@ -397,6 +469,17 @@ def test_an_mp4_that_announces_millions_of_packets_is_refused_before_ffmpeg_sees
 def test_a_bad_file_says_what_was_expected_and_found(data: bytes, error: type[Exception], words: str):
     with pytest.raises(error, match=words):
         decode_audio(data, 60)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_no_numbers_are_silent(odd: float):
+    samples = tone(1000, SAMPLE_RATE)[:, None]
+    samples[5000:6000] = odd
+    found = decode_audio(encode("WAV", "FLOAT", samples, SAMPLE_RATE)).samples
+    assert len(found) == len(samples)
+    assert not found[5000:6000].any()
+    samples[5000:6000] = 0
+    assert np.abs(found - samples[:, 0]).max() <= 1 / 32768
 
 
 def test_loud_floats_are_clipped():

@@ -19,11 +19,13 @@ ALLOWED = {
     "responses": {"custom_logger", "service", "speech"},
     "gate": {"responses", "service", "speech"},
     "openai_errors": set(),
+    "connections": {"responses"},
     "auth": {"config", "custom_logger", "gate", "responses"},
     "openai_api": {"custom_logger", "openai_errors", "responses", "service", "speech"},
     "api": {
         "auth",
         "config",
+        "connections",
         "custom_logger",
         "gate",
         "live_api",

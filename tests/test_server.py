@@ -4,13 +4,14 @@ import http.client
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
@@ -143,3 +144,35 @@ def test_logs_are_written_to_both_files(server: Process, tmp_path: Path):
     identity = answer.headers["X-Request-ID"]
     files = [tmp_path / "logs" / name for name in ("api.log", "predictor.log")]
     wait_until(lambda: all(f"[{identity}]" in file.read_text(encoding="utf-8") for file in files))  # behind its answer
+
+
+def test_a_body_that_drips_is_given_up(tmp_path: Path):
+    """A byte now and then is never a pause, and could hold a place for ever."""
+    server = Process(tmp_path, STT_TIMEOUT="1")
+    try:
+        host, port = httpx.URL(server.url).host, httpx.URL(server.url).port
+        with socket.create_connection((host, port), timeout=20) as slow:
+            slow.sendall(b"POST /upload/ HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n")
+            slow.sendall(b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n")
+            slow.setblocking(False)
+            started, answer = time.monotonic(), b""
+            while not answer and time.monotonic() < started + 20:
+                slow.send(b"a")
+                time.sleep(0.1)
+                with suppress(BlockingIOError):
+                    answer = slow.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 408")
+            assert b"UploadTooSlow" in answer
+    finally:
+        server.stop()
+
+
+def test_sigterm_ends_it_though_a_handshake_was_refused(server: Process):
+    host, port = httpx.URL(server.url).host, httpx.URL(server.url).port
+    with socket.create_connection((host, port), timeout=20) as odd:
+        odd.sendall(b"GET /vosk HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\nX: ")
+        odd.sendall(b"a" * 9000 + b"\r\n\r\n")
+        assert odd.recv(65536).startswith(b"HTTP/1.1 400")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) in (0, -signal.SIGTERM)
+    assert not any("Traceback" in line for line in server.lines)
