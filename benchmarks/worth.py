@@ -31,6 +31,7 @@ KINDS = {
     "tilt": replace(OFF, tilt_probability=0.5),
     "noise": replace(OFF, noise_probability=0.5),
     "pitch": replace(OFF, pitch_probability=0.5),
+    "vocal tract": replace(OFF, vocal_tract_probability=0.7),
     "codec": replace(OFF, codec_probability=0.5),
     "join": replace(OFF, join_probability=0.3),
     "trim": replace(OFF, trim_probability=0.5),

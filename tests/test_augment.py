@@ -10,6 +10,8 @@ import pytest
 import soundfile
 import soxr
 
+from speech.audio import SAMPLE_RATE, Waveform
+from speech.features import N_BINS, spectrogram
 from tests.conftest import RATE, make_sound
 from training.augment import (
     BACKGROUNDS,
@@ -24,9 +26,11 @@ from training.augment import (
     stretch,
     telephone,
     trim,
+    warp_frequencies,
 )
 from training.dataset import Clip, Utterance
 
+HERTZ_PER_BIN = SAMPLE_RATE / 2 / (N_BINS - 1)
 OFF = Augmentation(speed_probability=0, noise_probability=0, time_masks=0, frequency_masks=0)
 ON = [
     replace(OFF, trim_probability=1),
@@ -125,6 +129,35 @@ def test_pitch_moves_and_length_and_level_stay(semitones: float):
     assert rms(heard) == pytest.approx(rms(sound), rel=0.03)
     peak = np.abs(np.fft.rfft(heard * np.hanning(len(heard)))).argmax() * RATE / len(heard)
     assert peak == pytest.approx(300 * 2 ** (semitones / 12), abs=2)
+
+
+@pytest.mark.parametrize("factor", [0.85, 1.0, 1.15])
+def test_a_vocal_tract_moves_what_is_below_its_knee_and_keeps_the_pace_and_the_ends(factor: float):
+    sound = sum(np.sin(2 * np.pi * hertz * np.arange(8000) / SAMPLE_RATE) for hertz in (800, 2500))
+    frames = spectrogram(Waveform((0.1 * sound).astype(np.float32))).frames
+    warped = warp_frequencies(frames, factor)
+    assert warped.shape == frames.shape
+    assert warped.dtype == np.float32
+    assert np.allclose(warped.mean(axis=1), 0, atol=1e-5)
+    assert np.allclose(warped.std(axis=1), 1, atol=1e-4)
+    for hertz in (800, 2500):
+        near = slice(int(0.7 * hertz / HERTZ_PER_BIN), int(1.3 * hertz / HERTZ_PER_BIN))
+        peak = (near.start + warped.mean(axis=0)[near].argmax()) * HERTZ_PER_BIN
+        assert peak == pytest.approx(hertz * factor, abs=1.1 * HERTZ_PER_BIN)
+    noise = np.random.default_rng(0).standard_normal((50, N_BINS), np.float32)
+    ends = [warp_frequencies(noise, factor)[:, end] for end in (0, -1)]
+    assert [np.corrcoef(end, noise[:, at])[0, 1] for end, at in zip(ends, (0, -1), strict=True)] > [0.98, 0.98]
+    if factor == 1:
+        assert np.allclose(warped, frames, atol=1e-5)
+
+
+def test_a_vocal_tract_is_drawn_by_lot(spoken: np.ndarray):
+    frames = spectrogram(Waveform(spoken)).frames
+    every = replace(OFF, vocal_tract_probability=1)
+    one, again, other = (every.spectrum(frames, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert np.array_equal(one, again)
+    assert not np.allclose(one, other)
+    assert np.array_equal(OFF.spectrum(frames, np.random.default_rng(0)), frames)
 
 
 def test_stretching_moves_what_happens_and_keeps_its_pitch():
@@ -276,7 +309,13 @@ def test_every_field_has_a_switch_on_the_command_line():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"pitch_probability": 1.5}, {"speed_range": 1.0}, {"noise_db": (-10.0, -20.0)}, {"codec_compression": (0.1, 1.0)}],
+    [
+        {"pitch_probability": 1.5},
+        {"speed_range": 1.0},
+        {"vocal_tract_range": 1.0},
+        {"noise_db": (-10.0, -20.0)},
+        {"codec_compression": (0.1, 1.0)},
+    ],
 )
 def test_what_no_clip_could_be_given_is_refused(wrong: dict):
     with pytest.raises(ValueError, match=next(iter(wrong))):

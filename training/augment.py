@@ -13,6 +13,7 @@ import soxr
 from scipy import fft, signal
 
 from speech.audio import SAMPLE_RATE
+from speech.features import EPSILON, N_BINS
 from training.dataset import Clip
 
 T = TypeVar("T")
@@ -24,6 +25,7 @@ WSOLA_WINDOW = signal.windows.hann(WSOLA_FRAME, sym=False).astype(np.float32)
 QUIET = 0.01  # of a clip's peak, -40 dB: what trimming may take away
 TELEPHONE_RATE = 8000  # Hz
 TELEPHONE_BAND = signal.butter(4, (300, 3400), "bandpass", fs=TELEPHONE_RATE, output="sos")
+TRACT_HERTZ = 4800  # above the formants that a longer or shorter vocal tract moves
 MU = 255  # of G.711's µ-law
 BACKGROUNDS = ("white", "pink", "babble")
 CODECS = {"mp3": ("MP3", "MPEG_LAYER_III", 22050), "opus": ("OGG", "OPUS", 24000)}  # format, subtype, rate in Hz
@@ -62,6 +64,8 @@ class Augmentation:
     codec_probability: float = _switch(0.0, "coded and decoded")
     codec_kinds: tuple[str, ...] = _switch(tuple(CODECS), "by one of these", tuple(CODECS))
     codec_compression: tuple[float, float] = _switch((0.3, 0.95), "0: best quality, nearly 1: smallest")
+    vocal_tract_probability: float = _switch(0.0, "another speaker: formants and pitch move, the pace stays")
+    vocal_tract_range: float = _switch(0.15, "0.15: frequencies times 0.85 … 1.15")
     time_masks: int = _switch(2, "SpecAugment")
     time_mask_frames: int = _switch(30, "at most, 7.26 ms each")
     frequency_masks: int = _switch(2, "SpecAugment")
@@ -75,8 +79,9 @@ class Augmentation:
                 raise ValueError(f"{switch.name}: expected 0 to 1, found {value}")
             if isinstance(value, tuple) and isinstance(value[0], float) and value[0] > value[1]:
                 raise ValueError(f"{switch.name}: expected the lower one first, found {value}")
-        if not 0 <= self.speed_range < 1:
-            raise ValueError(f"speed_range: expected 0 or more and less than 1, found {self.speed_range}")
+        for name in ("speed_range", "vocal_tract_range"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 0 or more and less than 1, found {getattr(self, name)}")
         if not 0 <= self.codec_compression[0] <= self.codec_compression[1] < 1:
             raise ValueError(f"codec_compression: expected 0 or more and less than 1, found {self.codec_compression}")
 
@@ -140,8 +145,12 @@ class Augmentation:
         return background(self.background_kinds[rng.integers(len(self.background_kinds))], samples, rng)
 
     def spectrum(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """SpecAugment masks on float32 (n_frames, 193), set to the mean, 0 (https://arxiv.org/abs/1904.08779)."""
-        frames = frames.copy()
+        """Another vocal tract for float32 (n_frames, 193), and SpecAugment masks, set to the mean, 0
+        (https://arxiv.org/abs/1904.08779)."""
+        if _lot(self.vocal_tract_probability, rng):
+            frames = warp_frequencies(frames, 1 + rng.uniform(-self.vocal_tract_range, self.vocal_tract_range))
+        else:
+            frames = frames.copy()
         n_frames, n_bins = frames.shape
         for _ in range(self.time_masks):
             width = int(rng.integers(0, min(self.time_mask_frames, n_frames // 10) + 1))
@@ -264,6 +273,23 @@ def background(kind: str, samples: Sound, rng: np.random.Generator) -> Sound:
         spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum), dtype=np.float32), 20 * size / SAMPLE_RATE))
         noise = fft.irfft(spectrum, size)[:n]
     return noise / np.float32(max(_rms(noise), 1e-9))
+
+
+def warp_frequencies(frames: np.ndarray, factor: float) -> np.ndarray:
+    """Normalised frames float32 (n_frames, 193) with all frequencies times ``factor``, up to `TRACT_HERTZ`; from there
+    on they are squeezed or spread so that the highest stays. Normalised again.
+
+    Vocal tract length perturbation: Jaitly and Hinton, ICML 2013 workshop on deep learning for audio.
+    """
+    highest = SAMPLE_RATE / 2
+    knee = TRACT_HERTZ * min(factor, 1)
+    hertz = np.linspace(0, highest, N_BINS)
+    source = np.interp(hertz, [0, knee, highest], [0, knee / factor, highest]) / highest * (N_BINS - 1)
+    below = np.minimum(source.astype(int), N_BINS - 2)
+    share = (source - below).astype(np.float32)
+    warped = frames[:, below] * (1 - share) + frames[:, below + 1] * share
+    mean, deviation = warped.mean(axis=1, keepdims=True), warped.std(axis=1, keepdims=True)
+    return (warped - mean) / (deviation + EPSILON)
 
 
 def emphasise(samples: Sound, amount: float) -> Sound:
