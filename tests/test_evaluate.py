@@ -227,8 +227,9 @@ def recordings(tmp_path: Path) -> Path:
 
 
 def test_the_command_line_scores_a_folder(tiny_model: Path, recordings: Path, tmp_path: Path, capsys):
-    main([str(tiny_model), str(recordings), "--cache", str(tmp_path / "cache"), "--json", str(tmp_path / "out.json")])
-    written = json.loads((tmp_path / "out.json").read_text())
+    out = tmp_path / "new" / "out.json"
+    main([str(tiny_model), str(recordings), "--cache", str(tmp_path / "cache"), "--json", str(out)])
+    written = json.loads(out.read_text())
     assert [u["reference"] for u in written["utterances"]] == ["What was said!"] * 2
     assert written["rates"]["greedy"]["corpus"][tmp_path.name]["clips"] == 2
     assert "said:  What was said!" in capsys.readouterr().out

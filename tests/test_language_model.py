@@ -147,3 +147,25 @@ def test_files_that_are_no_model(tmp_path: Path) -> None:
         write(good | wrong, file)
         with pytest.raises(ModelMismatch):
             read_language_model(file)
+
+
+def test_what_no_model_can_be_learnt_from_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, digits, out = (tmp_path / name for name in ("text.txt", "digits.txt", "lm.npz"))
+    text.write_text("".join(f"{'abcdefghij'[i // 10]}{'abcdefghij'[i % 10]}x and\n" for i in range(100)))
+    digits.write_text("1 2 3\n")
+    (tmp_path / "latin.txt").write_bytes("Één\n".encode("latin-1"))
+    for arguments in (
+        [digits],
+        [tmp_path / "none.txt"],
+        [tmp_path / "latin.txt"],
+        [text, "--min-count", 1000],
+        [text, "--order", 0],
+        [text, "--order", 10],  # 105 tokens to the tenth are more than fit into 63 bits
+        [text, "--dev", digits],
+    ):
+        with pytest.raises(SystemExit, match="1"):
+            main([*map(str, arguments), "--out", str(out)])
+        assert capsys.readouterr().err.splitlines()[-1].startswith("python -m training.language_model: ")
+        assert not out.exists()
+    main([str(text), "--order", "9", "--out", str(out)])
+    assert out.exists()

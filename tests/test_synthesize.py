@@ -94,8 +94,8 @@ def test_clips_are_counted_and_texts_said_again_in_other_voices(text: Path, tmp_
     assert len(utterances) == 8
     assert len({u.text for u in utterances}) == 6
     assert len({u.speaker for u in utterances}) > 3
-    main([str(text), "--out", str(tmp_path), "--hours", "0.001", "--engines", "espeak-ng"])
-    seconds = [soundfile.info(u.path).duration for u in read_utterances(tmp_path)]
+    main([str(text), "--out", str(tmp_path / "hours"), "--hours", "0.001", "--engines", "espeak-ng"])
+    seconds = [soundfile.info(u.path).duration for u in read_utterances(tmp_path / "hours")]
     assert sum(seconds[:-1]) < 3.6 <= sum(seconds)
 
 
@@ -147,6 +147,24 @@ def test_what_fails_is_counted_and_skipped(text: Path, tmp_path: Path, caplog: p
     assert f"espeak-ng failed on {len(skipped)} texts" in caplog.text
     _, reason = Studio([Voice("flite", "slt")], 0.0, 15.0, 1).render("", 0)
     assert isinstance(reason, str)
+
+
+@pytest.mark.parametrize("name", ["manifest.csv", "metadata.csv"])
+def test_recordings_are_never_overwritten(name: str, tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(SystemExit, match="1"):
+        main([str(text), "--out", str(tmp_path), "--engines", "espeak-ng"])
+    assert "expected a new folder as --out, found a corpus" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_no_clip_at_all_is_a_failure(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]):
+    one = tmp_path / "one.txt"
+    one.write_text("hello world", encoding="utf-8")
+    with pytest.raises(SystemExit, match="1"):
+        main([str(one), "--out", str(tmp_path), "--engines", "espeak-ng", "--max-seconds", "0.1"])
+    assert "every text failed" in capsys.readouterr().err
+    assert not (tmp_path / "manifest.csv").exists()
 
 
 def test_nothing_but_failures_ends(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]):

@@ -4,8 +4,10 @@ import csv
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -391,7 +393,24 @@ def test_a_manifest_as_excel_saves_it_is_read_and_one_without_its_columns_refuse
     ("given", "said"),
     [
         (["--data", "none"], "expected none to be a manifest"),
-        (["--init", "none"], "none/model.keras"),
+        (["--init", "none"], "expected a model's folder with model.keras as --init, found none in none"),
+        (
+            ["--init", "Models/model1", "--rnn-layers", "2"],
+            "expected a network of 2 × 256 in Models/model1, found another",
+        ),
+        (["--out", "Models/model1"], "found a model alone in Models/model1, which would be overwritten"),
+        (["--epochs", "-1"], "--epochs: expected 1e-09 to inf, found -1.0"),
+        (["--hours", "nan"], "--hours: expected"),
+        (["--warmup-steps", "0"], "--warmup-steps: expected 1 to inf, found 0"),
+        (["--dropout", "2"], "--dropout: expected 0 to 0.99, found 2.0"),
+        (["--repeat", "tones"], "--repeat: expected CORPUS=TIMES, found tones"),
+        (["--repeat", "tones=-1"], "--repeat tones: expected 0 or more, found -1.0"),
+        (["--repeat", "bells=2"], "--repeat: expected corpora of the data, found bells"),
+        (["--repeat", "tones=0"], "expected clips to train on"),
+        (["--max-seconds", "0.01"], "expected clips to train on"),
+        (["--noise-probability", "2"], "noise_probability: expected 0 to 1, found 2.0"),
+        (["--frequency-mask-bins", "500"], "frequency_mask_bins: expected 0 to 193, found 500"),
+        (["--time-masks", "-1"], "time_masks: expected 0 to 100, found -1"),
         (
             ["--init", "Models/model1", "--rnn-units", "8"],
             "expected a network of 3 × 8 in Models/model1, found another",
@@ -407,6 +426,110 @@ def test_what_is_not_there_is_said_in_one_line(
     (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("python")]
     assert stopped.value.code == 1
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("path,text\na.wav,one, two\n", "2 columns in line 2 of .*more; a text with a comma needs quotes"),
+        ("path,text,split\na.wav,one,train\nb.wav\n", "3 columns in line 3 of .*fewer"),
+        ('path,text\na.wav,"one\nb.wav,two\n', "unexpected end of data"),
+        ("path,text\na.wav,Één\n".encode("latin-1"), "in UTF-8"),
+        ("path,text\n".encode("utf-16"), "in UTF-8"),
+    ],
+)
+def test_a_manifest_that_loses_its_columns_is_refused(text: str | bytes, said: str, tmp_path: Path):
+    (tmp_path / "manifest.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises((ValueError, csv.Error), match=said):
+        read_utterances(tmp_path)
+
+
+def test_splits_that_are_not_used_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    soundfile.write(tmp_path / "a.wav", np.zeros(5000), RATE)
+    (tmp_path / "manifest.csv").write_text("path,split,text\na.wav, Train ,one\na.wav,DEV,two\na.wav,valid,three\n")
+    train, dev = load_splits([tmp_path], tmp_path / "cache")
+    assert [[clip.text for clip in clips] for clips in (train, dev)] == [["one"], ["two"]]
+    assert "left out 1 utterances of the splits valid" in caplog.text
+
+
+def test_a_text_with_more_letters_than_steps_is_named_and_not_trained_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    soundfile.write(tmp_path / "a.wav", np.zeros(256 + 160 * 19), RATE)  # 20 frames, 10 steps
+    texts = ["abcdefghij", "abcdefghijk", "aabcdefgh", "aabbcdefgh"]
+    (tmp_path / "manifest.csv").write_text("path,text\n" + "".join(f"a.wav,{text}\n" for text in texts))
+    train, _ = load_splits([tmp_path], tmp_path / "cache")
+    assert [clip.text for clip in train] == ["abcdefghij", "aabcdefgh"]
+    assert "0.1 s are too short for 'abcdefghijk'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("lines", "texts"),
+    [
+        ("a|One.|anna\nb|Two and more.|anna\n", ["One.", "Two and more."]),  # a speaker
+        ("a|It's 5.|It's five.\n\nb|Two.|\n", ["It's five.", "Two."]),
+        ("a.wav | One. \r\nb.wav | Two. \r\n", ["One.", "Two."]),
+    ],
+)
+def test_lines_nearly_as_ljspeechs_are_read(lines: str, texts: list[str], tmp_path: Path):
+    (tmp_path / "metadata.csv").write_text(lines)
+    found = read_utterances(tmp_path)
+    assert [u.text for u in found] == texts
+    assert [u.path for u in found] == [tmp_path / "wavs" / "a.wav", tmp_path / "wavs" / "b.wav"]
+
+
+@pytest.mark.parametrize("damage", ["short", "no lengths"])
+def test_a_cache_that_was_not_written_to_its_end_is_made_again(damage: str, tmp_path: Path):
+    soundfile.write(tmp_path / "a.wav", np.full(5000, 0.5), RATE)
+    (tmp_path / "manifest.csv").write_text("path,text\na.wav,one\n")
+    cache = tmp_path / "cache"
+    for _ in range(2):
+        (clip,) = load_clips(read_utterances(tmp_path), cache)
+        assert len(clip.samples) == 5000
+        assert (np.asarray(clip.samples) == 16384).all()
+        (file,) = cache.glob("*.int16" if damage == "short" else "*.npy")
+        os.truncate(file, 100 if damage == "short" else 0)
+
+
+def tiny(corpus: Path, out: Path, *more: str) -> list[str]:
+    small = ["--rnn-layers", "1", "--rnn-units", "8", "--batch-seconds", "2", "--no-publish"]
+    return ["--data", str(corpus), "--out", str(out), "--cache", str(out.parent / "cache"), *small, *more]
+
+
+def test_a_run_goes_on_with_fewer_batches_than_it_had_behind_it(corpus: Path, tmp_path: Path):
+    main(tiny(corpus, tmp_path / "run", "--hours", "1e-5", "--epochs", "1"))
+    before = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["progress"]
+    assert before[4] < before[5]
+    main(tiny(corpus, tmp_path / "run", "--epochs", "1", "--batch-seconds", "1000"))
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["progress"][1] >= 1
+
+
+def test_a_checkpoint_of_another_size_is_refused_and_its_recipe_kept(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    main(tiny(corpus, tmp_path / "run", "--hours", "1e-5"))
+    kept = (tmp_path / "run" / "recipe.json").read_text()
+    with pytest.raises(SystemExit, match="1"):
+        main(tiny(corpus, tmp_path / "run", "--rnn-units", "9"))
+    assert "expected a checkpoint of a network of 1 × 9" in capsys.readouterr().err
+    assert (tmp_path / "run" / "recipe.json").read_text() == kept
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_what_it_learnt(number: signal.Signals, corpus: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "training.train", *tiny(corpus, tmp_path / "run", "--epochs", "1000")]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log_file = tmp_path / "run" / "log.csv"
+    deadline = time.monotonic() + 120
+    while not (log_file.exists() and ",loss," in log_file.read_text()):
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.send_signal(number)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert said.endswith("stopped; the same command goes on from here\n")
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["progress"][0] >= 1
 
 
 def test_any_rate_and_channels_become_the_service_format(tmp_path: Path):

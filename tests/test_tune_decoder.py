@@ -66,3 +66,23 @@ def test_weights_for_another_language_model_have_a_file_of_their_own(tmp_path: P
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path), "--lm", str(tmp_path / "other.npz")])
     assert "--out" in capsys.readouterr().err
+
+
+def test_what_cannot_be_tuned_is_said_in_a_line(tmp_path: Path, tiny_model: Path, capsys):
+    (tmp_path / "manifest.csv").write_text("path,text,split\nx.wav,a,train\n")
+    write(train(TEXTS * 2, 3, [0, 0, 0], 1), tmp_path / "lm.npz")
+    (tmp_path / "junk").write_bytes(b"junk")
+    ours = ["--lm", str(tmp_path / "lm.npz"), "--out", str(tmp_path / "out.json")]
+    for given in (
+        [str(tmp_path / "none"), str(tmp_path)],
+        [str(tiny_model), str(tmp_path), *ours],  # no split dev
+        [str(tiny_model), "--log-probs", str(tmp_path / "junk"), *ours],
+    ):
+        with pytest.raises(SystemExit, match="1"):
+            main(given)
+        assert capsys.readouterr().err.splitlines()[-1].startswith("python -m training.tune_decoder: ")
+
+
+def test_what_was_heard_is_kept_under_the_very_name(heard: list[Heard], tmp_path: Path):
+    save(heard, tmp_path / "heard")
+    assert [h.text for h in load(tmp_path / "heard")] == [h.text for h in heard]

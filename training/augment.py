@@ -25,6 +25,12 @@ WSOLA_WINDOW = signal.windows.hann(WSOLA_FRAME, sym=False).astype(np.float32)
 QUIET = 0.01  # of a clip's peak, -40 dB: what trimming may take away
 TELEPHONE_RATE = 8000  # Hz
 TELEPHONE_BAND = signal.butter(4, (300, 3400), "bandpass", fs=TELEPHONE_RATE, output="sos")
+MASKS = {
+    "time_masks": 100,
+    "time_mask_frames": 10_000,
+    "frequency_masks": 100,
+    "frequency_mask_bins": N_BINS,
+}  # at most
 TRACT_HERTZ = 4800  # above the formants that a longer or shorter vocal tract moves
 MU = 255  # of G.711's µ-law
 BACKGROUNDS = ("white", "pink", "babble")
@@ -79,6 +85,11 @@ class Augmentation:
                 raise ValueError(f"{switch.name}: expected 0 to 1, found {value}")
             if isinstance(value, tuple) and isinstance(value[0], float) and value[0] > value[1]:
                 raise ValueError(f"{switch.name}: expected the lower one first, found {value}")
+        for name, most in MASKS.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name}: expected 0 to {most}, found {getattr(self, name)}")
+        if not 0 <= self.pitch_semitones <= 24:
+            raise ValueError(f"pitch_semitones: expected 0 to 24, found {self.pitch_semitones}")
         for name in ("speed_range", "vocal_tract_range"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 0 or more and less than 1, found {getattr(self, name)}")

@@ -1,14 +1,26 @@
-"""One model of several: ``python -m training.average A/checkpoint.pt B/checkpoint.pt --weights 0.3 0.7 --out FOLDER``.
+"""One model of several: ``python -m training.average Models/A B/checkpoint.pt --weights 0.3 0.7 --out FOLDER``.
 
 Networks that were trained on from the same weights may be averaged, and the mean is often better than each: Wortsman et
-al., Model soups, ICML 2022. The last checkpoint gives what is not averaged: progress and optimisers.
+al., Model soups, ICML 2022. The last one is a checkpoint and gives what is not averaged: progress and optimisers; what lies beside it comes along, so
+that `training.publish` can make a model of the mean.
 """
 
 import argparse
+import pickle
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from speech.beam import OPTIONS
+from speech.model_card import LANGUAGE_MODEL, WEIGHTS
+from training.command import one_line
+from training.old_keras import read_layers, sizes_of
+from training.torch_model import Network
+
+ALONG = "recipe.json", "log.csv", LANGUAGE_MODEL, OPTIONS  # of the last one's folder
 
 Tensors = dict[str, torch.Tensor]
 
@@ -19,7 +31,7 @@ def mean(networks: Sequence[Mapping[str, torch.Tensor]], weights: Sequence[float
     Raises:
         ValueError: they are of different shapes, or the weights do not add up to 1.
     """
-    if len(networks) != len(weights) or abs(sum(weights) - 1) > 1e-6:
+    if len(networks) != len(weights) or not abs(sum(weights) - 1) <= 1e-6:
         raise ValueError(f"expected {len(networks)} weights that add up to 1, found {list(weights)}")
     shapes = [{name: tuple(tensor.shape) for name, tensor in network.items()} for network in networks]
     if any(shape != shapes[0] for shape in shapes):
@@ -32,21 +44,49 @@ def mean(networks: Sequence[Mapping[str, torch.Tensor]], weights: Sequence[float
     return found
 
 
+def read_state(source: Path) -> dict[str, Any]:
+    """What a checkpoint holds, or of a model's folder its weights as ``averaged``.
+
+    Raises:
+        OSError: there is none; ModelMismatch, ValueError: it is damaged or something else.
+    """
+    if source.is_dir():
+        layers, _ = read_layers(source / WEIGHTS)
+        rnn_layers, rnn_units, alphabet_size = sizes_of(layers)
+        network = Network(alphabet_size, rnn_layers, rnn_units, 0.0)
+        network.load_keras_weights({layer.settings["name"]: layer.weights for layer in layers})
+        return {"averaged": network.state_dict()}
+    try:
+        state: dict[str, Any] = torch.load(source, "cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"expected a checkpoint of training.train in {source}, found something else") from error
+    if not isinstance(state, dict) or "averaged" not in state:
+        raise ValueError(f"expected a checkpoint of training.train in {source}, found something else")
+    return state
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.average", description=__doc__)
-    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="of training.train")
+    parser.add_argument(
+        "checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="of training.train, or a model's folder"
+    )
     parser.add_argument("--weights", nargs="+", type=float, help="one for each, 1 together; all the same if not given")
     parser.add_argument("--out", required=True, type=Path, help="folder for the new checkpoint")
     given = parser.parse_args(arguments)
-    states = [torch.load(file, "cpu", weights_only=True) for file in given.checkpoints]
-    weights = given.weights or [1 / len(states)] * len(states)
-    try:
-        network = mean([state["averaged"] for state in states], weights)
-    except ValueError as error:
-        parser.error(str(error))
-    given.out.mkdir(parents=True, exist_ok=True)
-    torch.save({**states[-1], "network": network, "averaged": network}, given.out / "checkpoint.pt")
+    out = given.out / "checkpoint.pt"
+    with one_line(parser):
+        if out.exists():
+            raise ValueError(f"expected a folder without a checkpoint as --out, found one in {given.out}")
+        states = [read_state(file) for file in given.checkpoints]
+        if "progress" not in states[-1]:
+            raise ValueError(f"expected a checkpoint as the last one, found the model {given.checkpoints[-1]}")
+        network = mean([state["averaged"] for state in states], given.weights or [1 / len(states)] * len(states))
+        given.out.mkdir(parents=True, exist_ok=True)
+        torch.save({**states[-1], "network": network, "averaged": network}, out)
+        for name in ALONG:
+            if (file := given.checkpoints[-1].parent / name).is_file():
+                shutil.copy(file, given.out / name)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 import csv
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import soundfile
@@ -14,7 +17,7 @@ from tqdm import tqdm
 
 from speech.alphabet import normalise_text
 from speech.audio import SAMPLE_RATE
-from speech.features import FRAME_LENGTH
+from speech.features import FRAME_LENGTH, FRAME_STEP
 from speech.formats import resample
 
 log = logging.getLogger(__name__)
@@ -40,6 +43,8 @@ def read_utterances(data: Path) -> list[Utterance]:
 
     Raises:
         FileNotFoundError: none of these is there, or the manifest lacks the column path or text.
+        ValueError: a line has too few or too many columns, or the file is not in UTF-8.
+        csv.Error: a quote that is not closed.
     """
     if data.is_file():
         return _from_manifest(data)
@@ -62,19 +67,44 @@ def read_lines(source: Path, dev: bool = False) -> list[str]:
     """
     if source.is_dir():
         return [utterance.text for utterance in read_utterances(source) if (utterance.split == "dev") == dev]
-    with source.open(encoding="utf-8-sig", newline="") as file:
-        if "text" in next(csv.reader(file), []):
-            file.seek(0)
-            rows = csv.DictReader(file)
-            return [row["text"] for row in rows if row["text"] and (row.get("split") == "dev") == dev]
-        file.seek(0)
-        return [line.rpartition("|")[2] for line in file]
+    with _lines(source) as file:
+        first = next(file, "")
+        if "text" in next(csv.reader([first[:9999]]), []):
+            return [row["text"] for row in _rows(file, first, source) if row["text"] and (_split(row) == "dev") == dev]
+        return [line.rpartition("|")[2] for line in chain([first], file)]
+
+
+@contextmanager
+def _lines(file: Path) -> Iterator[TextIO]:
+    """The lines of a file in UTF-8, perhaps with the byte order mark that Excel writes."""
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        try:
+            yield lines
+        except UnicodeDecodeError as error:
+            raise ValueError(f"expected {file} in UTF-8, found {error.reason} in it") from None
+
+
+def _rows(lines: Iterable[str], header: str, file: Path) -> Iterator[dict[str, str]]:
+    """The rows behind the header of a CSV file, each with all of its columns."""
+    rows = csv.DictReader(lines, next(csv.reader([header]), []), strict=True)
+    for row in rows:
+        if None in row or None in row.values():
+            n = len(rows.fieldnames or [])
+            raise ValueError(
+                f"expected {n} columns in line {rows.line_num + 1} of {file}, found "
+                + ("more; a text with a comma needs quotes around it" if None in row else "fewer")
+            )
+        yield row
+
+
+def _split(row: Mapping[str, str]) -> str:
+    return row.get("split", "").strip().lower()
 
 
 def _from_manifest(file: Path) -> list[Utterance]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:  # Excel begins with a byte order mark
-        rows = csv.DictReader(lines)
-        columns = rows.fieldnames or []
+    with _lines(file) as lines:
+        header = next(lines, "")
+        columns = next(csv.reader([header]), [])
         if not {"path", "text"} <= set(columns):
             found = ", ".join(map(repr, columns)) or "none"
             raise FileNotFoundError(f"expected a manifest with the columns 'path' and 'text' in {file}, found {found}")
@@ -85,22 +115,35 @@ def _from_manifest(file: Path) -> list[Utterance]:
                 text=row["text"],
                 corpus=row.get("corpus") or file.parent.name,
                 speaker=row.get("speaker") or "",
-                split=row.get("split") or "",
+                split=_split(row),
             )
-            for row in rows
+            for row in _rows(lines, header, file)
         ]
 
 
 def _from_ljspeech(folder: Path) -> list[Utterance]:
-    with (folder / "metadata.csv").open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.reader(lines, delimiter="|", quoting=csv.QUOTE_NONE)
-        return [Utterance(r[0], folder / "wavs" / f"{r[0]}.wav", r[-1], folder.name, "", "") for r in rows]
+    """LJSpeech's lines, ``id|text|text in words``; a third column that is much shorter than the second is something
+    else, such as a speaker."""
+    with _lines(folder / "metadata.csv") as lines:
+        rows = [[cell.strip() for cell in line.rstrip("\r\n").split("|")] for line in lines if line.strip()]
+    for number, row in enumerate(rows, start=1):
+        if len(row) < 2:
+            raise ValueError(f"expected id|text in {folder / 'metadata.csv'}, found {row[0]!r:.50} as row {number}")
+    second, third = (sum(len(row[column]) for row in rows if len(row) > column) for column in (1, 2))
+    utterances = []
+    for name, *texts in rows:
+        name = name.removesuffix(".wav")
+        text = texts[1] if len(texts) > 1 and texts[1] and third > second / 2 else texts[0]
+        utterances.append(Utterance(name, folder / "wavs" / f"{name}.wav", text, folder.name, "", ""))
+    return utterances
 
 
 def _from_librispeech(transcript: Path) -> Iterator[Utterance]:
-    for line in transcript.read_text(encoding="utf-8").splitlines():
-        name, _, text = line.partition(" ")
-        yield Utterance(name, transcript.parent / f"{name}.flac", text, "librispeech", name.split("-")[0], "")
+    with _lines(transcript) as lines:
+        for line in filter(str.strip, lines):
+            name, *text = line.strip().split(None, 1)
+            path = transcript.parent / f"{name}.flac"
+            yield Utterance(name, path, "".join(text), "librispeech", name.split("-")[0], "")
 
 
 def load_audio(path: Path) -> np.ndarray:
@@ -109,6 +152,8 @@ def load_audio(path: Path) -> np.ndarray:
     Resampled by soxr (high quality) and rounded to 16 bits, exactly what the service would get uploaded.
     """
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    if not np.isfinite(samples).all():
+        raise ValueError("expected finite samples, found infinite ones or NaN")
     mono = resample(samples.mean(axis=1), rate)
     return np.clip(np.rint(mono * 32768), -32768, 32767).astype(np.int16)
 
@@ -126,8 +171,16 @@ class Clip:
         """Duration in seconds."""
         return len(self.samples) / SAMPLE_RATE
 
+    @property
+    def fits(self) -> bool:
+        """Whether there are steps enough for the letters: one each, and a blank between two that are the same."""
+        n_steps = (1 + (len(self.samples) - FRAME_LENGTH) // FRAME_STEP + 1) // 2
+        return n_steps >= len(self.text) + sum(one == other for one, other in pairwise(self.text))
+
 
 def _try_load(path: Path) -> np.ndarray | str:
+    if not path.is_file():
+        return f"{path}: no such file"
     try:
         samples = load_audio(path)
     except (soundfile.LibsndfileError, OSError, ValueError) as error:
@@ -149,8 +202,9 @@ def load_clips(utterances: Sequence[Utterance], cache: Path) -> list[Clip]:
     key = hashlib.sha256("\n".join(_identity(u.path) for u in utterances).encode()).hexdigest()[:16]
     cache.mkdir(parents=True, exist_ok=True)
     data, index = cache / f"{key}.int16", cache / f"{key}.lengths.npy"
-    if not index.exists():
+    if not _is_whole(data, index):
         lengths = []
+        index.unlink(missing_ok=True)
         with data.open("wb") as out, ThreadPoolExecutor() as pool:
             loaded = pool.map(_try_load, (u.path for u in utterances))
             for samples in tqdm(loaded, total=len(utterances), desc="decoding", unit="clip"):
@@ -159,7 +213,11 @@ def load_clips(utterances: Sequence[Utterance], cache: Path) -> list[Clip]:
                     samples = np.empty(0, np.int16)
                 out.write(samples.tobytes())
                 lengths.append(len(samples))
-        np.save(index, np.asarray(lengths))
+        np.save(index, np.asarray(lengths, np.int64))
+    else:
+        for utterance, length in zip(utterances, np.load(index), strict=True):
+            if not length:
+                log.warning("skipped %s: it could not be read before (%s)", utterance.path, index)
     lengths = np.load(index)
     ends = np.cumsum(lengths)
     audio = np.memmap(data, np.int16, "r") if lengths.sum() else np.empty(0, np.int16)
@@ -167,10 +225,21 @@ def load_clips(utterances: Sequence[Utterance], cache: Path) -> list[Clip]:
         Clip(utterance, audio[end - length : end], normalise_text(utterance.text))
         for utterance, length, end in zip(utterances, lengths, ends, strict=True)
     ]
+    for clip in clips:
+        if len(clip.samples) and not clip.text:
+            log.warning("skipped %s: no letters in its text %r", clip.utterance.path, clip.utterance.text[:50])
     good = [clip for clip in clips if len(clip.samples) and clip.text]
     if len(good) < len(clips):
         log.warning("%d of %d recordings skipped", len(clips) - len(good), len(clips))
     return good
+
+
+def _is_whole(data: Path, index: Path) -> bool:
+    """Whether the cache was written to its end: the lengths come last, and the samples are as many as they say."""
+    try:
+        return data.stat().st_size == 2 * int(np.load(index).sum())
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 def repeat(clips: Sequence[Clip], times: Mapping[str, float], rng: np.random.Generator) -> list[Clip]:

@@ -15,14 +15,17 @@ from tqdm import tqdm
 
 from predictor import SpeechPredictor
 from speech.audio import from_pcm16
-from speech.engine import Engine, Frames, Lengths
-from speech.errors import SpeechError
+from speech.engine import LOADERS, Engine, Frames, Lengths
+from training.command import one_line
 from training.conditions import Condition, apply, conditions, signal_to_noise
 from training.dataset import Clip, load_clips, read_utterances
 from training.report import Evaluation, plot, worst, write_report
 from training.scores import Result
 
 BATCH = 8  # clips
+
+
+log = logging.getLogger("training.evaluate")
 
 
 def load_decoders(folder: Path, engine: str = "auto", decoder: str = "both") -> dict[str, SpeechPredictor]:
@@ -83,6 +86,10 @@ def load(data: Iterable[Path], split: str, cache: Path) -> list[Clip]:
     utterances = [u for source in data for u in read_utterances(source)]
     chosen = [u for u in utterances if not split or u.split in (split, "")]
     clips = load_clips(chosen, cache) if chosen else []
+    if split and (unnamed := sum(not u.split for u in chosen)):
+        log.warning(
+            "%d of these utterances name no split: if the model has learnt from them, it looks too good", unnamed
+        )
     if not clips:
         raise FileNotFoundError(f"expected utterances of split {split!r} that can be read, found none")
     return clips
@@ -101,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("data", type=Path, nargs="+", help="manifest CSV, LJSpeech or LibriSpeech folder")
     parser.add_argument("--split", default="dev", help="rows of a manifest to use (default: dev; '' for all)")
     parser.add_argument("--cache", type=Path, default=Path("Data/cache"), help="decoded audio is kept here")
-    parser.add_argument("--engine", default="auto", help="as STT_ENGINE")
+    parser.add_argument("--engine", default="auto", choices=["auto", *LOADERS], help="as STT_ENGINE")
     parser.add_argument("--decoder", default="both", choices=["both", "greedy", "beam"], help="default: what it has")
     parser.add_argument("--conditions", action="store_true", help="again with noise, telephone, rooms, other speeds")
     parser.add_argument("--show", type=int, default=5, help="print so many of the worst utterances")
@@ -116,11 +123,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
+    with one_line(parser):
+        for file in filter(None, (given.json, given.plot)):
+            file.parent.mkdir(parents=True, exist_ok=True)  # an hour later would be too late
         clips = load(given.data, given.split, given.cache)
-        found = evaluate(load_decoders(given.model, given.engine, given.decoder), clips, given.conditions)
-    except (SpeechError, FileNotFoundError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
+        decoders = load_decoders(given.model, given.engine, given.decoder)
+    found = evaluate(decoders, clips, given.conditions)
     print("\n\n".join(found.tables().values()))
     last = [*found.clean.values()][-1]
     for r in worst(last)[: given.show]:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from speech.engine import available_cores, computes_bfloat16, load_keras, load_onnx, load_openvino
-from speech.errors import ModelMismatch, SpeechError
+from speech.errors import ModelMismatch
 from speech.features import N_BINS
 from speech.model import CHANNELS, load_weights_file
 from speech.model_card import ONNX, WEIGHTS, ModelCard, check_file, read_card, sha256, write_card
+from training.command import one_line
 from training.low_rank import factors
 from training.spectral import (
     BINS_OUT,
@@ -309,12 +310,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, default=Path("Data/cache"), help="decoded audio is kept here")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    with one_line(parser):
         export(given.model)
         if given.measure:
             measure(given.model, given.measure, given.cache)
-    except SpeechError as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from speech.language_model import (
     LanguageModel,
     read_language_model,
 )
+from training.command import one_line
 from training.dataset import read_lines, read_utterances
 
 LETTERS = CHARACTERS.translate(MARKS).replace(" ", "")
@@ -165,9 +166,17 @@ def spelling(words: Iterable[str]) -> npt.NDArray[np.uint16]:
 
 
 def train(texts: Sequence[str], order: int, prune: Sequence[int], min_count: int) -> dict[str, npt.NDArray]:
-    """The arrays of a language model's file; words seen fewer than ``min_count`` times count as unknown."""
+    """The arrays of a language model's file; words seen fewer than ``min_count`` times count as unknown.
+
+    Raises:
+        ValueError: no words are left, or the order is too high for so many.
+    """
     seen = Counter(word for text in texts for word in text.split())
     words = sorted(word for word, times in seen.items() if times >= min_count)
+    if not words:
+        raise ValueError(f"expected words that come {min_count} times or more in the texts, found none")
+    if order < 1 or (FIRST_WORD + len(words)) ** order >= 2**63:  # an n-gram is one int64
+        raise ValueError(f"expected an order of 1 or more that suits {len(words)} words, found {order}")
     token = {word: number for number, word in enumerate(words, start=FIRST_WORD)}
     n_tokens = FIRST_WORD + len(words)
     sentences = [[BEGIN, *(token.get(word, UNKNOWN) for word in text.split()), END] for text in texts]
@@ -234,16 +243,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         help="by order: n-grams counted at most so often are left out")  # fmt: skip
     parser.add_argument("--min-count", type=int, default=1, help="rarer words count as unknown")
     given = parser.parse_args(arguments)
-    spoken = {cleaned(utterance.text) for data in given.without for utterance in read_utterances(data)}
-    texts = [text for file in given.texts for text in read_texts(file) if text not in spoken]
-    prune = [given.prune[min(n, len(given.prune) - 1)] for n in range(given.order)]
-    arrays = train(texts, given.order, prune, given.min_count)
-    write(arrays, given.out)
+    with one_line(parser):
+        held_out = read_texts(given.dev, dev=True) if given.dev else []
+        if given.dev and not held_out:
+            raise ValueError(f"expected held-out texts in {given.dev}, found none")
+        spoken = {cleaned(utterance.text) for data in given.without for utterance in read_utterances(data)}
+        texts = [text for file in given.texts for text in read_texts(file) if text not in spoken]
+        prune = [given.prune[min(n, len(given.prune) - 1)] for n in range(given.order)]
+        arrays = train(texts, given.order, prune, given.min_count)
+        write(arrays, given.out)
     model = read_language_model(given.out)
     grams = ", ".join(f"{len(table.tokens)} {n}-grams" for n, table in enumerate(model.tables, start=2))
     print(f"{len(texts)} texts, {len(model.words)} words, {grams}, {given.out.stat().st_size / 1e6:.2f} MB")
     if given.dev:
-        measured = perplexity(model, read_texts(given.dev, dev=True))
+        measured = perplexity(model, held_out)
         print(", ".join(f"{name} {value:.2f}" for name, value in measured.items()))
 
 

@@ -18,6 +18,7 @@ from predictor import SpeechPredictor
 from speech.alphabet import Alphabet
 from speech.beam import OPTIONS
 from speech.model_card import LANGUAGE_MODEL, WEIGHTS, ModelCard, sha256, write_card
+from training.command import one_line
 from training.dataset import Clip
 from training.evaluate import transcribe_clips
 from training.export import export
@@ -132,16 +133,28 @@ def _data_lines(train: Sequence[Clip]) -> tuple[dict[str, Any], str]:
 
 
 def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: str) -> Groups:
-    """Write weights, export, card, picture and README of the run in ``folder``, and score it on ``dev``."""
+    """Write weights, export, card, picture and README of the run in ``folder``, and score it on ``dev``.
+
+    Raises:
+        FileNotFoundError: what a run leaves is not all there; ValueError: no clips, or weights that are no numbers.
+    """
     import torch
 
     from training.torch_model import Network
 
+    if missing := [n for n in ("recipe.json", "checkpoint.pt", "log.csv") if not (folder / n).is_file()]:
+        raise FileNotFoundError(f"expected a run in {folder}, found no {', '.join(missing)}")
+    if not train:
+        raise ValueError("expected the clips that it was trained on, found none")
     recipe = json.loads((folder / "recipe.json").read_text())
     state = torch.load(folder / "checkpoint.pt", "cpu", weights_only=True)
     alphabet = Alphabet()
     network = Network(alphabet.size, recipe["rnn_layers"], recipe["rnn_units"], 0.0)
     network.load_state_dict(state["averaged"])
+    if not all(bool(tensor.isfinite().all()) for tensor in state["averaged"].values()):
+        raise ValueError(
+            f"expected weights in {folder / 'checkpoint.pt'}, found infinite ones or NaN: the run diverged"
+        )
     reduce(network, train)
     count = write_weights(network.keras_weights(), recipe["rnn_layers"], recipe["rnn_units"], folder)
     data, data_text = _data_lines(train)
@@ -190,8 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--command", default="python -m training.train", help="how it was trained, for the card")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train, dev = load_splits(given.data, given.cache)
-    print(table(publish(given.model, train, dev, given.command)))
+    with one_line(parser):
+        train, dev = load_splits(given.data, given.cache)
+        print(table(publish(given.model, train, dev, given.command)))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from speech.alphabet import normalise_text
 from speech.audio import SAMPLE_RATE
+from training.command import UNUSABLE
 from training.dataset import load_audio, read_lines
 
 CHARACTERS_PER_SECOND = 12  # that slow voices speak: texts are cut where they would grow too long
@@ -224,8 +225,10 @@ def synthesize(
     skipped.
 
     Raises:
-        RuntimeError: 64 failures in a row.
+        RuntimeError: 64 failures in a row, or not one clip; ValueError: there is a corpus in the folder already.
     """
+    if (out / "manifest.csv").exists() or (out / "metadata.csv").exists():
+        raise ValueError(f"expected a new folder as --out, found a corpus in {out}")
     shuffled = np.random.default_rng((studio.seed, 0, 1)).permutation(len(texts))  # not the order they are spoken in
     held_out = {texts[i] for i in shuffled[: int(np.ceil(dev * len(texts)))]}
     (out / "wavs").mkdir(parents=True, exist_ok=True)
@@ -252,6 +255,9 @@ def synthesize(
                 break
     for engine, times in failed.items():
         log.warning("%s failed on %d texts, which were skipped", engine, times)
+    if not made:
+        (out / "manifest.csv").unlink()
+        raise RuntimeError("expected speech, found that every text failed")
     return made, seconds
 
 
@@ -273,6 +279,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("clips", "hours"):
         if (value := getattr(given, name)) is not None and not value > 0:
             parser.error(f"--{name}: expected more than 0, found {value}")
+    if not 0 <= given.dev <= 1 or not 0 <= given.espeak_share <= 1 or given.seed < 0:
+        parser.error("expected shares from 0 to 1 as --dev and --espeak-share, and a --seed of 0 or more")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     voices = find_voices(given.engines)
     if not voices:
@@ -283,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.exit(1, f"{parser.prog}: expected texts, found none\n")
         studio = Studio(voices, given.espeak_share, given.max_seconds, given.seed)
         made, seconds = synthesize(texts, studio, given.out, given.clips, given.hours, given.dev)
-    except (OSError, UnicodeDecodeError, RuntimeError) as error:
+    except (*UNUSABLE, RuntimeError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     speakers = len({(voice.engine, voice.name) for voice in voices})
     print(f"{made} clips, {seconds / 60:.1f} min, {speakers} voices to choose from: {given.out / 'manifest.csv'}")

@@ -10,9 +10,12 @@ import csv
 import json
 import logging
 import math
+import pickle
 import shlex
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,19 +33,21 @@ from speech.alphabet import Alphabet
 from speech.audio import Waveform, from_pcm16
 from speech.beam import OPTIONS
 from speech.ctc import LogProbs, decode_greedy
-from speech.errors import ModelMismatch, SpeechError
+from speech.errors import ModelMismatch
 from speech.features import Spectrogram, spectrogram
-from speech.model_card import LANGUAGE_MODEL, WEIGHTS
+from speech.model_card import CARD, LANGUAGE_MODEL, WEIGHTS, read_card
 from training.augment import Augmentation, add_arguments
+from training.command import one_line
 from training.dataset import Clip, batches, load_clips, read_utterances, repeat
 from training.mmi import NBestMMI
 from training.muon import Muon
-from training.old_keras import read_layers
+from training.old_keras import read_layers, sizes_of
 from training.torch_model import Network, product_type
 from training.workers import Workers
 
 SAVE_SECONDS = 600  # between two checkpoints
 STEPS_A_LETTER = 17  # steps of 14.5 ms for a letter; so little text weighs as much as more would
+INTERRUPTED = 130  # exit code, as of shells
 MEET_SECONDS = 30  # between two meetings of several workers
 
 if TYPE_CHECKING:
@@ -74,6 +79,19 @@ class Recipe:
     seed: int = 1
     repeat: dict[str, float] = field(default_factory=dict)  # how often a corpus is heard in an epoch
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for what no run could do."""
+        least = dict.fromkeys(("rnn_layers", "rnn_units", "warmup_steps", "conv_every"), 1)
+        least |= dict.fromkeys(("dropout", "weight_decay", "average", "mask_from_epoch", "mmi", "patience", "seed"), 0)
+        most = {"dropout": 0.99, "weight_decay": 1, "average": 0.99999, "mmi": 1, "seed": 2**32 - 1}
+        for name in self.__annotations__.keys() - {"repeat"}:
+            low, high = least.get(name, 1e-9), most.get(name, math.inf)
+            if not low <= (value := getattr(self, name)) <= high:
+                raise ValueError(f"--{name.replace('_', '-')}: expected {low:g} to {high:g}, found {value}")
+        for corpus, times in self.repeat.items():
+            if not 0 <= times < math.inf:
+                raise ValueError(f"--repeat {corpus}: expected 0 or more, found {times}")
+
 
 def pad(spectrograms: Sequence[Spectrogram]) -> tuple[Tensor, Tensor]:
     """One batch: frames float32 (batch, even number of frames, 193), zeros behind each clip, and n_frames int64."""
@@ -86,10 +104,19 @@ def pad(spectrograms: Sequence[Spectrogram]) -> tuple[Tensor, Tensor]:
 
 
 def load_splits(data: Sequence[Path], cache: Path) -> tuple[list[Clip], list[Clip]]:
-    """(train, dev) clips of manifests and folders; what names no split is trained on."""
+    """(train, dev) clips of manifests and folders; what names no split is trained on.
+
+    What has more letters than steps, as where texts have slipped, cannot be learnt: it is named and left out of train.
+    """
     utterances = [u for part in data for u in read_utterances(part)]
+    if other := sorted({u.split for u in utterances} - {"train", "dev", ""}):
+        n = sum(u.split in other for u in utterances)
+        log.warning("left out %d utterances of the splits %s: train, dev and no split are used", n, ", ".join(other))
     train = load_clips([u for u in utterances if u.split in ("train", "")], cache)
-    return train, load_clips([u for u in utterances if u.split == "dev"], cache)
+    for clip in train:
+        if not clip.fits:
+            log.warning("skipped %s: %.1f s are too short for %r", clip.utterance.path, clip.seconds, clip.text[:50])
+    return [c for c in train if c.fits], load_clips([u for u in utterances if u.split == "dev"], cache)
 
 
 def ctc_loss(network: Network, frames: Tensor, n_frames: Tensor, texts: Sequence[str], alphabet: Alphabet,
@@ -162,30 +189,40 @@ class Trainer:
         self.augmentation = augmentation or Augmentation()
         self.checkpoint = out / "checkpoint.pt"
         if self.checkpoint.exists():
-            state = torch.load(self.checkpoint, device, weights_only=True)
-            self.network.load_state_dict(state["network"])
-            self.averaged.load_state_dict(state["averaged"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-            self.step, self.epoch, self.elapsed, self.heard, self.position, self.length = state["progress"]
-            self.stale, self.best = state.get("patience", (self.stale, self.best))
+            try:
+                state = torch.load(self.checkpoint, device, weights_only=True)
+                self.network.load_state_dict(state["network"])
+                self.averaged.load_state_dict(state["averaged"])
+                for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                    optimizer.load_state_dict(saved)
+                self.step, self.epoch, self.elapsed, self.heard, self.position, self.length = state["progress"]
+                self.stale, self.best = state.get("patience", (self.stale, self.best))
+            except (RuntimeError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+                wanted = f"a checkpoint of a network of {recipe.rnn_layers} × {recipe.rnn_units} in {self.checkpoint}"
+                raise ValueError(f"expected {wanted}, found another or a damaged one") from error
             log.info("resumed at step %d, epoch %d, after %.2f h", self.step, self.epoch, self.elapsed / 3600)
         self.workers.merge(self.network.state_dict(), self.workers.rank == 0)
 
     def start_from(self, model: Path) -> None:
         """Take the weights of a model's folder as the first ones, and its language model along.
 
-        Raises as `read_layers`; ModelMismatch if the sizes differ.
+        Raises as `read_layers`; FileNotFoundError without a model there; ModelMismatch if the sizes or labels differ.
         """
+        if not (model / WEIGHTS).is_file():
+            raise FileNotFoundError(f"expected a model's folder with {WEIGHTS} as --init, found none in {model}")
+        if (model / CARD).exists() and read_card(model).characters != self.alphabet.characters:
+            raise ModelMismatch(f"expected the labels {self.alphabet.characters!r} in {model}, found others")
         layers, _ = read_layers(model / WEIGHTS)
         try:
+            if sizes_of(layers)[0] != self.recipe.rnn_layers:
+                raise KeyError
             for network in (self.network, self.averaged):
                 network.load_keras_weights({layer.settings["name"]: layer.weights for layer in layers})
         except (KeyError, RuntimeError):
             wanted = f"{self.recipe.rnn_layers} × {self.recipe.rnn_units}"
             raise ModelMismatch(f"expected a network of {wanted} in {model}, found another") from None
         for name in (LANGUAGE_MODEL, OPTIONS):
-            if self.workers.rank == 0 and (model / name).exists():
+            if self.workers.rank == 0 and (model / name).exists() and model.resolve() != self.out.resolve():
                 shutil.copy(model / name, self.out / name)
 
     def progress(self) -> float:
@@ -198,6 +235,8 @@ class Trainer:
         recipe, workers, saved = self.recipe, self.workers, time.monotonic()
         started = met = saved - self.elapsed
         done = self.progress() >= 1
+        if done:
+            log.warning("this run has ended: more --epochs or --hours go on with it, another --out begins a new one")
         while not done:
             rng = np.random.default_rng((recipe.seed, self.epoch))
             chosen = self.augmentation.join(repeat(self.train, recipe.repeat, rng), recipe.max_seconds, rng)
@@ -208,6 +247,7 @@ class Trainer:
             plan = plan[workers.rank :: workers.size]
             rng = np.random.default_rng((recipe.seed, self.epoch, workers.rank))
             self.length = len(plan)
+            self.position = min(self.position, self.length)  # there may have been more to hear in the last call
             bar = tqdm(plan[self.position :], desc=f"epoch {self.epoch}", unit="batch", mininterval=10)
             for group in bar:
                 loss = self.learn(group, rng)
@@ -288,7 +328,7 @@ class Trainer:
                     self.curves.add_scalar(name, value, self.step)
 
     def save(self) -> None:
-        """Score on dev, then write the checkpoint in one move."""
+        """Score on dev, then write the checkpoint."""
         rates = error_rates(self.averaged, self.dev, self.alphabet)
         mean = sum(wer for wer, _ in rates.values()) / len(rates) if rates else math.inf
         self.stale += bool(rates)
@@ -298,6 +338,10 @@ class Trainer:
             self.note({f"wer_{name}": round(wer, 2), f"cer_{name}": round(cer, 2)})
         log.info("step %d, %.2f h heard: %s", self.step, self.heard / 3600,
                  ", ".join(f"{name} WER {wer:.1f} CER {cer:.1f}" for name, (wer, cer) in rates.items()))  # fmt: skip
+        self.write()
+
+    def write(self) -> None:
+        """Write the checkpoint in one move."""
         state: dict[str, Any] = {
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
@@ -320,13 +364,16 @@ def _tensorboard(out: Path) -> "SummaryWriter":
 
 
 def _repeats(values: Sequence[str]) -> dict[str, float]:
-    return {name: float(times) for name, _, times in (value.partition("=") for value in values)}
+    try:
+        return {name: float(times) for name, _, times in (value.partition("=") for value in values)}
+    except ValueError:
+        raise ValueError(f"--repeat: expected CORPUS=TIMES, found {' '.join(values)}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, nargs="+", help="manifest CSV, LJSpeech or LibriSpeech")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoint, log, curves")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoint, log, curves, model")
     parser.add_argument("--cache", type=Path, default=Path("Data/cache"), help="decoded audio is kept here")
     parser.add_argument(
         "--init", type=Path, help="folder of a model of the same size to start from, language model and all"
@@ -347,7 +394,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(given: argparse.Namespace) -> tuple[Trainer, list[Clip], list[Clip]]:
-    """The run that the arguments describe, and all clips of the splits train and dev."""
+    """The run that the arguments describe, and its clips of the splits train and dev.
+
+    Raises:
+        SpeechError, OSError, ValueError: what is given cannot be used.
+    """
     values = {name: getattr(given, name) for name in Recipe.__annotations__ if name != "repeat"}
     recipe = Recipe(**values, repeat=_repeats(given.repeat))
     mmi = NBestMMI.of(given.init, given.mmi_lm) if recipe.mmi else None
@@ -356,19 +407,32 @@ def _prepare(given: argparse.Namespace) -> tuple[Trainer, list[Clip], list[Clip]
         if turn == (workers.rank == 0):
             train, dev = load_splits(given.data, given.cache)
         workers.sum(0)
-    given.out.mkdir(parents=True, exist_ok=True)
-    curves = None
-    if workers.rank == 0:
-        written = {**asdict(recipe), "augmentation": asdict(augmentation)}
-        (given.out / "recipe.json").write_text(json.dumps(written, indent=2) + "\n")
-        curves = _tensorboard(given.out) if given.tensorboard else None
     short = [c for c in train if c.seconds <= recipe.max_seconds]
+    if len(short) < len(train):
+        log.warning("left out %d clips longer than --max-seconds %g", len(train) - len(short), recipe.max_seconds)
+    heard = [c for c in short if recipe.repeat.get(c.utterance.corpus, 1)]
+    if not heard:
+        raise ValueError(f"expected clips to train on in {' '.join(map(str, given.data))}, found none that can be used")
+    if unknown := set(recipe.repeat) - {c.utterance.corpus for c in train}:
+        raise ValueError(f"--repeat: expected corpora of the data, found {', '.join(sorted(unknown))}")
+    if (given.out / WEIGHTS).exists() and not (given.out / "checkpoint.pt").exists():
+        raise ValueError(
+            f"expected a new folder or one with checkpoint.pt as --out, found a model alone in {given.out}, which "
+            "would be overwritten: --init goes on from it, into another folder"
+        )
+    given.out.mkdir(parents=True, exist_ok=True)
+    curves = _tensorboard(given.out) if given.tensorboard and workers.rank == 0 else None
     device = given.device or workers.device(torch.cuda.device_count())
     trainer = Trainer(recipe, short, dev, given.out, workers, augmentation, curves, device, mmi)
     trainer.shortest_first = not given.init
     if given.init and trainer.step == 0:
         trainer.start_from(given.init)
-    return trainer, train, dev
+    elif given.init:
+        log.info("--init is not looked at: the run goes on from its checkpoint")
+    if workers.rank == 0:
+        written = {**asdict(recipe), "augmentation": asdict(augmentation)}
+        (given.out / "recipe.json").write_text(json.dumps(written, indent=2) + "\n")
+    return trainer, short, dev
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -378,11 +442,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.mmi and not (given.init and given.mmi_lm):
         parser.error("--mmi: expected --init and --mmi-lm, for the search that it learns from")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
+    with one_line(parser):
         trainer, train, dev = _prepare(given)
-    except (SpeechError, FileNotFoundError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    trainer.run()
+    if threading.current_thread() is threading.main_thread():  # Ray calls this in another one
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        trainer.run()
+    except KeyboardInterrupt:
+        if trainer.workers.rank == 0:
+            trainer.write()
+        parser.exit(INTERRUPTED, f"{parser.prog}: stopped; the same command goes on from here\n")
     trainer.workers.part()
     if not given.no_publish and trainer.workers.rank == 0:
         from training.publish import publish, table

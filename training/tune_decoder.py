@@ -24,6 +24,7 @@ from speech.ctc import SECONDS_PER_STEP, LogProbs, decode_greedy
 from speech.language_model import LanguageModel, read_language_model
 from speech.model_card import LANGUAGE_MODEL, add_files
 from speech.search import BeamOptions
+from training.command import one_line
 from training.dataset import load_clips, read_utterances
 
 RANGES = {
@@ -55,6 +56,8 @@ def listen(model: Path, data: Sequence[Path], cache: Path) -> list[Heard]:
     """
     predictor = SpeechPredictor.load(model, decoder="greedy")
     utterances = [u for source in data for u in read_utterances(source) if u.split == "dev"]
+    if not utterances:
+        raise ValueError("expected recordings with a split dev, found none")
     return [
         Heard(
             LogProbs(
@@ -69,18 +72,21 @@ def listen(model: Path, data: Sequence[Path], cache: Path) -> list[Heard]:
 
 def save(heard: Sequence[Heard], file: Path) -> None:
     """Write log-probabilities, texts and corpora as a NumPy archive."""
-    np.savez(
-        file,
-        values=np.concatenate([h.log_probs.values for h in heard]),
-        lengths=np.array([len(h.log_probs.values) for h in heard]),
-        texts=np.array([h.text for h in heard]),
-        corpora=np.array([h.corpus for h in heard]),
-    )
+    with file.open("wb") as stream:  # NumPy would add a suffix to a name
+        np.savez(
+            stream,
+            values=np.concatenate([h.log_probs.values for h in heard]),
+            lengths=np.array([len(h.log_probs.values) for h in heard]),
+            texts=np.array([h.text for h in heard]),
+            corpora=np.array([h.corpus for h in heard]),
+        )
 
 
 def load(file: Path) -> list[Heard]:
     """What `save` wrote."""
     with np.load(file, allow_pickle=False) as saved:
+        if not {"values", "lengths", "texts", "corpora"} <= set(saved):
+            raise ValueError(f"expected what --log-probs wrote in {file}, found something else")
         clips = np.split(saved["values"], np.cumsum(saved["lengths"])[:-1])
         texts, corpora = saved["texts"].tolist(), saved["corpora"].tolist()
     return [Heard(LogProbs(values), text, corpus) for values, text, corpus in zip(clips, texts, corpora, strict=True)]
@@ -169,17 +175,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.lm and not given.out:
         parser.error("--lm: expected --out, for weights that go with another language model than the model's own")
-    if given.log_probs and given.log_probs.exists():
-        heard = load(given.log_probs)
-    else:
-        heard = listen(given.model, given.data, given.cache)
-        if given.log_probs:
-            save(heard, given.log_probs)
-    alphabet, model = Alphabet(), read_language_model(given.lm or given.model / LANGUAGE_MODEL)
+    with one_line(parser):
+        alphabet, model = Alphabet(), read_language_model(given.lm or given.model / LANGUAGE_MODEL)
+        start = replace(START, width=given.width)
+        if given.log_probs and given.log_probs.exists():
+            heard = load(given.log_probs)
+        else:
+            heard = listen(given.model, given.data, given.cache)
+            if given.log_probs:
+                save(heard, given.log_probs)
     greedy = score(heard, alphabet, None)
     print(f"{len(heard)} clips, {sum(h.seconds for h in heard):.0f} s; greedy: {greedy}", flush=True)
-    start = replace(START, width=given.width, priors=priors(heard))
-    options, found = search(heard, alphabet, model, start, given.trials, given.seed)
+    options, found = search(heard, alphabet, model, replace(start, priors=priors(heard)), given.trials, given.seed)
     print(f"beam: {found}\n{options}")
     written = {**asdict(options), "measured": _report(heard, greedy, found, given.trials)}
     out = given.out or given.model / OPTIONS
