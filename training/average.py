@@ -1,8 +1,8 @@
 """One model of several: ``python -m training.average Models/A B/checkpoint.pt --weights 0.3 0.7 --out FOLDER``.
 
 Networks that were trained on from the same weights may be averaged, and the mean is often better than each: Wortsman et
-al., Model soups, ICML 2022. The last one is a checkpoint and gives what is not averaged: progress and optimisers; what lies beside it comes along, so
-that `training.publish` can make a model of the mean.
+al., Model soups, ICML 2022. The last one is a checkpoint and gives what is not averaged: progress and optimisers. What
+lies beside it comes along, so that `training.publish` can make a model of the mean.
 """
 
 import argparse

@@ -370,6 +370,13 @@ def _repeats(values: Sequence[str]) -> dict[str, float]:
         raise ValueError(f"--repeat: expected CORPUS=TIMES, found {' '.join(values)}") from None
 
 
+def _device(name: str) -> torch.device:
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{name}: {str(error).splitlines()[0]}") from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, nargs="+", help="manifest CSV, LJSpeech or LibriSpeech")
@@ -383,7 +390,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tensorboard", action="store_true", help="curves for TensorBoard in the folder of the run too"
     )
-    parser.add_argument("--device", type=torch.device, help="of PyTorch; default: cuda if there is one, else cpu")
+    parser.add_argument("--device", type=_device, help="of PyTorch; default: cuda if there is one, else cpu")
     parser.add_argument("--no-publish", action="store_true", help="write the checkpoint only")
     for name, kind in Recipe.__annotations__.items():
         if name != "repeat":
