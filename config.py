@@ -25,7 +25,8 @@ class Settings(BaseSettings):
     model: str = Field("model1", min_length=1, description="folder under Models/, or a path to a model's folder")
     engine: Literal["auto", "openvino", "onnx", "keras"] = Field(
         "auto",
-        description="auto, onnx, openvino or keras runs the network; auto: ONNX Runtime, or Keras without an export",
+        description="auto, openvino, onnx or keras runs the network; auto: OpenVINO where it may compute in bfloat16, "
+        "else ONNX Runtime, or Keras without an export",
     )
     decoder: Literal["auto", "greedy", "beam"] = Field(
         "auto",

@@ -17,13 +17,15 @@ from speech.alphabet import Alphabet
 from speech.audio import Waveform, decode_wav
 from speech.beam import NONE_HOT, OPTIONS, BeamDecoder, Weights, read_options
 from speech.ctc import LogProbs, Transcript, decode_greedy
-from speech.engine import Engine, give_back_memory, load_engine
+from speech.engine import Engine, available_cores, give_back_memory, load_engine
 from speech.errors import InferenceFailed, SpeechError
 from speech.features import SECONDS_PER_FRAME, covered_seconds, spectrogram
 from speech.hot_words import read_hot_words
 from speech.language_model import read_language_model
 from speech.model_card import LANGUAGE_MODEL, ModelCard, check_file, read_card
 from speech.pauses import fitted, levels
+
+MOST_AT_ONCE = 4  # searches, each with 37 MB of tables as soon as it is needed
 
 log = logging.getLogger("predictor")
 
@@ -40,14 +42,15 @@ class Stages:
     decoding: float
 
 
-def load_beam(card: ModelCard, folder: Path) -> Decode:
-    """Beam search with the language model and the weights of a model's folder.
+def load_beam(card: ModelCard, folder: Path, at_once: int = 1) -> Decode:
+    """Beam search with the language model and the weights of a model's folder, for so many threads ``at_once``.
 
     Raises:
         ModelNotFound, ModelMismatch: either file is missing, or is not the one that the card knows.
     """
     options = read_options(check_file(card, folder, OPTIONS))
-    decoder = BeamDecoder(card.alphabet, read_language_model(check_file(card, folder, LANGUAGE_MODEL)), options)
+    language_model = read_language_model(check_file(card, folder, LANGUAGE_MODEL))
+    decoder = BeamDecoder(card.alphabet, language_model, options, at_once)
     return lambda log_probs, duration, hot_words: decoder.decode(log_probs, hot_words, duration)
 
 
@@ -55,9 +58,16 @@ class SpeechPredictor:
     """A model that is ready to hear. Calls may come from several threads at once."""
 
     def __init__(
-        self, engine: Engine, alphabet: Alphabet | None = None, name: str = "model", decode: Decode | None = None
+        self,
+        engine: Engine,
+        alphabet: Alphabet | None = None,
+        name: str = "model",
+        decode: Decode | None = None,
+        at_once: int = 1,
     ) -> None:
+        """``at_once``: so many utterances of a batch have their features made, and their texts found, side by side."""
         self.engine, self.alphabet, self.name = engine, alphabet or Alphabet(), name
+        self._helpers = ThreadPoolExecutor(at_once, "predictor")
         self.takes_hot_words = decode is not None
         self._decode = decode or (lambda log_probs, duration, _: decode_greedy(log_probs, self.alphabet, duration))
 
@@ -76,14 +86,15 @@ class SpeechPredictor:
         card = read_card(folder)
         if decoder == "auto":
             decoder = "beam" if {LANGUAGE_MODEL, OPTIONS} <= card.sha256.keys() else "greedy"
+        at_once = min(threads or available_cores(), MOST_AT_ONCE)
         with ThreadPoolExecutor(1) as beside:
-            loading = beside.submit(load_beam, card, folder) if decoder == "beam" else None
+            loading = beside.submit(load_beam, card, folder, at_once) if decoder == "beam" else None
             chosen, run = load_engine(card, folder, engine, threads)
             decode = loading.result() if loading else None
         give_back_memory()
         seconds = time.perf_counter() - started
         log.info("model %s loaded, engine %s, decoder %s, %.2f s", card.name, chosen, decoder, seconds)
-        return cls(run, card.alphabet, card.name, decode)
+        return cls(run, card.alphabet, card.name, decode, at_once)
 
     def encode_single_sample(self, audio: Audio) -> npt.NDArray[np.float32]:
         """Spectrogram float32 (n_frames, 193) of a WAV file (path or bytes), a waveform, or samples in [-1, 1).
@@ -132,7 +143,8 @@ class SpeechPredictor:
         """`transcribe_batch`, each recording with hot words of its own, if there are any; and where the time went."""
         started = time.perf_counter()
         waveforms = [_waveform(audio) for audio in recordings]
-        spectrograms = [spectrogram(waveform).frames for waveform in waveforms]
+        together = map if len(recordings) == 1 else self._helpers.map
+        spectrograms = list(together(lambda waveform: spectrogram(waveform).frames, waveforms))
         n_frames = np.array([len(frames) for frames in spectrograms], np.int32)
         longest = int(n_frames.max()) + int(n_frames.max()) % 2
         frames = np.zeros((len(spectrograms), longest, spectrograms[0].shape[1]), np.float32)
@@ -141,16 +153,13 @@ class SpeechPredictor:
         encoded = time.perf_counter()
         log_probs = self._run(frames, n_frames)
         ran = time.perf_counter()
-        transcripts = [
-            self._decode(LogProbs(values[: (n + 1) // 2]), covered_seconds(n), hot)
-            for values, n, hot in zip(
-                log_probs, n_frames.tolist(), hot_words or [NONE_HOT] * len(recordings), strict=True
-            )
-        ]
-        transcripts = [
-            replace(transcript, words=fitted(transcript.words, levels(waveform), covered_seconds(n)))
-            for transcript, waveform, n in zip(transcripts, waveforms, n_frames.tolist(), strict=True)
-        ]
+
+        def decode(values: npt.NDArray[np.float32], n: int, waveform: Waveform, hot: Weights) -> Transcript:
+            transcript = self._decode(LogProbs(values[: (n + 1) // 2]), covered_seconds(n), hot)
+            return replace(transcript, words=fitted(transcript.words, levels(waveform), covered_seconds(n)))
+
+        hot_words = hot_words or [NONE_HOT] * len(recordings)
+        transcripts = list(together(decode, log_probs, n_frames.tolist(), waveforms, hot_words))
         return transcripts, Stages(encoded - started, ran - encoded, time.perf_counter() - ran)
 
     def warm_up(self) -> None:

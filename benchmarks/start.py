@@ -1,6 +1,6 @@
 """How soon a server is ready: ``python -m benchmarks.start``, beside what it cannot do without.
 
-The bar is 1.5 times the import of FastAPI, NumPy and ONNX Runtime, plus the model's load. Medians, interleaved.
+The bar is 1.5 times the import of FastAPI, NumPy and the engine's library, plus the model's load. Medians, interleaved.
 """
 
 import statistics
@@ -11,19 +11,22 @@ from pathlib import Path
 
 from benchmarks.common import parser, report, seconds_of, where
 from benchmarks.load import ROOT, Server
+from speech.engine import load_engine
+from speech.model_card import read_card
 
-IMPORTS = "import fastapi, numpy, onnxruntime"
+LIBRARIES = {"openvino": "openvino", "onnx": "onnxruntime", "keras": "tensorflow"}
+IMPORTS = "import fastapi, numpy, {}"
 LOAD = """
-import sys, time, onnxruntime, predictor
+import sys, time, {}, predictor
 started = time.perf_counter()
 predictor.SpeechPredictor.load(sys.argv[1]).warm_up()
 print(time.perf_counter() - started)
 """
 
 
-def load(model: Path) -> float:
+def load(model: Path, library: str) -> float:
     """Seconds that a model takes to be loaded and warm, once everything is imported."""
-    command = [sys.executable, "-c", LOAD, str(model.resolve())]
+    command = [sys.executable, "-c", LOAD.format(library), str(model.resolve())]
     return float(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
@@ -40,13 +43,16 @@ def main() -> None:
     arguments.add_argument("--times", type=int, default=7, help="starts that are measured")
     given = arguments.parse_args()
     model, found = given.model, []
+    engine = load_engine(read_card(model), model)[0]
+    library = LIBRARIES[engine]
     for number in range(given.times + 1):
-        imported = seconds_of(lambda: subprocess.run([sys.executable, "-c", IMPORTS], check=True))
-        measured = (imported, load(model), *ready(model))
+        imported = seconds_of(lambda: subprocess.run([sys.executable, "-c", IMPORTS.format(library)], check=True))
+        measured = (imported, load(model, library), *ready(model))
         if number:  # the first fills the disk's cache
             found.append(measured)
     imports, loaded, started, megabytes = (statistics.median(values) for values in zip(*found, strict=True))
     row = {
+        "engine": engine,
         "imports, s": imports,
         "load, s": loaded,
         "ready, s": started,

@@ -103,11 +103,15 @@ class _Reader:
 
 
 class BeamDecoder:
-    """Finds the text that network and language together think most probable. Safe to share between threads.
-    Raises ModelMismatch if the language model cannot spell the alphabet's words."""
+    """Finds the text that network and language together think most probable. Safe to share between threads, so many
+    of which search ``at_once``. Raises ModelMismatch if the language model cannot spell the alphabet's words."""
 
     def __init__(
-        self, alphabet: Alphabet, language_model: LanguageModel | None = None, options: BeamOptions | None = None
+        self,
+        alphabet: Alphabet,
+        language_model: LanguageModel | None = None,
+        options: BeamOptions | None = None,
+        at_once: int = 1,
     ) -> None:
         self.alphabet, self.options = alphabet, options or BeamOptions()
         self.space = alphabet.characters.find(" ") + 1  # 0, which is never tried, if the alphabet has none
@@ -118,7 +122,7 @@ class BeamDecoder:
             raise ModelMismatch(f"expected {alphabet.size} priors, found {len(self.options.priors)}")
         weight = self.options.lm_weight
         letters_known = letters_of(language_model, alphabet, weight) if language_model else plain_letters(alphabet)
-        self._run = Search(letters_known, language_model, alphabet.size, self.space, self.options)
+        self._run = Search(letters_known, language_model, alphabet.size, self.space, self.options, at_once)
 
     def decode(self, log_probs: LogProbs, hot_words: Weights = NONE_HOT, duration: float = math.inf) -> Transcript:
         """The best text; no word ends after ``duration`` seconds. Raises ValueError for an absurd hot word."""

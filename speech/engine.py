@@ -5,6 +5,7 @@ An engine takes padded clips and their true lengths and gives each clip's log-pr
 """
 
 import ctypes
+import importlib.util
 import logging
 import os
 import sys
@@ -23,6 +24,10 @@ Lengths = npt.NDArray[np.int32]
 Engine = Callable[[Frames, Lengths], npt.NDArray[np.float32]]
 
 LARGE = 6_000  # frames of a batch, padding included; what a larger one needed is given back to the system
+# OpenVINO is given a multiple of this many frames, and two of them at least: it sets itself up for each new length,
+# and rounds one clip of less than 64 frames otherwise than several.
+ROUND = 64
+SETUPS = 100  # of operators for a length, that OpenVINO keeps; its 5000 would be gigabytes
 
 M_ARENA_MAX = -8  # of malloc.h
 
@@ -113,18 +118,24 @@ def load_openvino(card: ModelCard, folder: Path, threads: int, precision: str = 
         )
     if not precision:
         precision = "bf16" if bfloat16_allowed(card) else "f32"
-    options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    options = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "CPU_RUNTIME_CACHE_CAPACITY": SETUPS,
+    }
     compiled = core.compile_model(model, "CPU", options)
     requests = threading.local()
 
     def run(frames: Frames, n_frames: Lengths) -> npt.NDArray[np.float32]:
-        if frames.shape[1] % 2:
-            frames = np.pad(frames, ((0, 0), (0, 1), (0, 0)))
+        longest = frames.shape[1]
+        if missing := max(-longest % ROUND, 2 * ROUND - longest):
+            frames = np.pad(frames, ((0, 0), (0, missing), (0, 0)))
         if frames.shape[0] * frames.shape[1] > LARGE:
             request = compiled.create_infer_request()
         elif (request := getattr(requests, "own", None)) is None:
             request = requests.own = compiled.create_infer_request()
-        return request.infer({"frames": frames, "n_frames": n_frames})["log_probs"]
+        return request.infer({"frames": frames, "n_frames": n_frames})["log_probs"][:, : (longest + 1) // 2]
 
     return run
 
@@ -138,10 +149,16 @@ def computes_bfloat16() -> bool:
 
 def bfloat16_allowed(card: ModelCard) -> bool:
     """Whether this CPU computes in bfloat16, and this very export was found to hear as well in it: `training.export`
-    measured a word error rate at most 0.2 points away."""
+    measured a word error rate at most 0.2 points away. OpenVINO is imported only if all else speaks for it."""
     found = card.reduced_precision
     measured = found.get("onnx") == card.sha256.get(ONNX) and abs(found.get("wer_change", 1.0)) <= MAX_WER_CHANGE
-    return computes_bfloat16() and measured
+    return measured and _names_bfloat16() and computes_bfloat16()
+
+
+def _names_bfloat16() -> bool:
+    """Whether Linux names bfloat16 among the CPU's features, such as avx512_bf16; elsewhere OpenVINO must say it."""
+    features = Path("/proc/cpuinfo")
+    return not features.exists() or "bf16" in features.read_text()
 
 
 def load_keras(card: ModelCard, folder: Path, threads: int) -> Engine:
@@ -173,8 +190,8 @@ LOADERS: dict[str, Callable[[ModelCard, Path, int], Engine]] = {
 
 
 def load_engine(card: ModelCard, folder: Path, engine: str = "auto", threads: int = 0) -> tuple[str, Engine]:
-    """(name, engine) of a model; ``auto`` takes ONNX Runtime and falls back to Keras with one line in the log. OpenVINO
-    must be asked for: in bfloat16 a clip's neighbours in a batch move its log-probabilities by up to 0.06.
+    """(name, engine) of a model; ``auto`` takes OpenVINO if it may compute in bfloat16, else ONNX Runtime, and falls
+    back to Keras. Each fall is one line in the log.
 
     ``threads`` 0 means one for each core that this process may use.
 
@@ -184,11 +201,13 @@ def load_engine(card: ModelCard, folder: Path, engine: str = "auto", threads: in
     threads = threads or available_cores()
     if engine != "auto":
         return engine, _load(engine, card, folder, threads)
-    try:
-        return "onnx", _load("onnx", card, folder, threads)
-    except ModelError as error:
-        log.warning("falling back to the Keras engine: %s", error)
-        return "keras", _load("keras", card, folder, threads)
+    faster = importlib.util.find_spec("openvino") and bfloat16_allowed(card)
+    for name, next_best in (("openvino", "onnx"), ("onnx", "keras"))[0 if faster else 1 :]:
+        try:
+            return name, _load(name, card, folder, threads)
+        except ModelError as error:
+            log.warning("falling back from %s to the %s engine: %s", name, next_best, error)
+    return "keras", _load("keras", card, folder, threads)
 
 
 def _load(engine: str, card: ModelCard, folder: Path, threads: int) -> Engine:

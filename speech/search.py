@@ -7,6 +7,8 @@ its own, which is filled with tables here.
 
 import math
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from operator import index
 from pathlib import Path
@@ -99,20 +101,82 @@ class Found:
 
 
 class Search:
-    """The search with the tables of one language model and one set of weights. Safe to share between threads, which
-    take turns; Python goes on meanwhile."""
+    """The search with the tables of one language model and one set of weights. Safe to share between threads: so many
+    search ``at_once``, the others take turns; Python goes on meanwhile."""
 
     def __init__(
-        self, letters: Letters, model: LanguageModel | None, n_labels: int, space: int, options: BeamOptions
+        self,
+        letters: Letters,
+        model: LanguageModel | None,
+        n_labels: int,
+        space: int,
+        options: BeamOptions,
+        at_once: int = 1,
     ) -> None:
         config = wasmtime.Config()
         config.memory_reservation = RESERVED
-        self._store, self._lock = wasmtime.Store(wasmtime.Engine(config)), threading.Lock()
+        engine = wasmtime.Engine(config)
+        first = _Machine(engine, wasmtime.Module.from_file(engine, str(CODE)))
+        first.fill(letters, model, n_labels, space, options)
+        self._at_once, self._idle, self._made = at_once, [first], 1
+        self._callers = self._most_callers = 0
+        self._changed = threading.Condition()
+
+    def __call__(self, steps: Steps, hot: HotLetters | None = None) -> Found:
+        """Search an utterance. Raises MemoryError if it takes more than a GiB."""
+        with self._machine() as machine:
+            return machine.search(steps, hot)
+
+    @contextmanager
+    def _machine(self) -> Iterator["_Machine"]:
+        """An idle machine. It is copied first if there ever were more callers than machines: few servers need two."""
+        with self._changed:
+            self._callers += 1
+            self._most_callers = max(self._most_callers, self._callers)
+            self._changed.wait_for(lambda: self._idle)
+            machine = self._idle.pop()
+            too_few = self._made < min(self._at_once, self._most_callers)
+            self._made += too_few
+        try:
+            if too_few:
+                self._give_back(machine.copy())
+            yield machine
+        finally:
+            self._give_back(machine)
+            with self._changed:
+                self._callers -= 1
+
+    def _give_back(self, machine: "_Machine") -> None:
+        with self._changed:
+            self._idle.append(machine)
+            self._changed.notify()
+
+
+class _Machine:
+    """The compiled search and its memory, for one thread at a time."""
+
+    def __init__(self, engine: wasmtime.Engine, module: wasmtime.Module) -> None:
+        self._engine, self._module, self._store = engine, module, wasmtime.Store(engine)
         self._store.set_limits(memory_size=LARGEST)
-        instance = wasmtime.Instance(self._store, wasmtime.Module.from_file(self._store.engine, str(CODE)), [])
-        self._exports = instance.exports(self._store)
-        self._memory = self._exports["memory"]
+        self._exports = wasmtime.Instance(self._store, module, []).exports(self._store)
+        memory = self._exports["memory"]
+        assert isinstance(memory, wasmtime.Memory)
+        self._memory = memory
         self._view: Array = np.empty(0, np.uint8)
+        self._free = 0
+
+    def copy(self) -> "_Machine":
+        """Another one with the same tables."""
+        other = _Machine(self._engine, self._module)
+        other._memory.grow(other._store, self._memory.size(self._store) - other._memory.size(other._store))
+        other._bytes(0, self._free)[:] = self._bytes(0, self._free)
+        other._free = self._free
+        return other
+
+    def fill(
+        self, letters: Letters, model: LanguageModel | None, n_labels: int, space: int, options: BeamOptions
+    ) -> None:
+        """Take the tables, once."""
         self._call("set_options", options.width, int(options.recombine), space, n_labels, options.beam_floor)
         nats = options.word_bonus + options.lm_weight * letters.rest.astype(np.float64)
         if model:
@@ -132,20 +196,19 @@ class Search:
             arrays = table.contexts, table.starts, table.tokens, table.costs, table.backoffs
             self._call("add_table", len(table.contexts), *(self._put(np.asarray(array)) for array in arrays))
 
-    def __call__(self, steps: Steps, hot: HotLetters | None = None) -> Found:
+    def search(self, steps: Steps, hot: HotLetters | None) -> Found:
         """Search an utterance. Raises MemoryError if it takes more than a GiB."""
         n, k = steps.tried.shape
         inputs = (steps.weighed, steps.clear), (steps.tried, steps.counts, steps.spaces, steps.gaps)
-        with self._lock:
-            self._call("release", self._free)
-            self._call("set_hot", *(map(self._put, (hot.next, hot.weight)) if hot else (0, 0)))
-            weighed, clear = (self._put(array.astype(np.float64)) for array in inputs[0])
-            integers = [self._put(array.astype(np.int32)) for array in inputs[1]]
-            best = self._call("reserve", 8 * n)
-            n_prefixes = self._call("search", n, weighed, clear, k, *integers, best)
-            prefixes = self._get(self._call("found_prefixes"), PREFIX, n_prefixes)
-            nodes = self._get(self._call("found_nodes"), NODE, self._call("count_nodes"))
-            return Found(nodes, prefixes, float(np.log(self._get(best, np.dtype("<f8"), n)).sum()))
+        self._call("release", self._free)
+        self._call("set_hot", *(map(self._put, (hot.next, hot.weight)) if hot else (0, 0)))
+        weighed, clear = (self._put(array.astype(np.float64)) for array in inputs[0])
+        integers = [self._put(array.astype(np.int32)) for array in inputs[1]]
+        best = self._call("reserve", 8 * n)
+        n_prefixes = self._call("search", n, weighed, clear, k, *integers, best)
+        prefixes = self._get(self._call("found_prefixes"), PREFIX, n_prefixes)
+        nodes = self._get(self._call("found_nodes"), NODE, self._call("count_nodes"))
+        return Found(nodes, prefixes, float(np.log(self._get(best, np.dtype("<f8"), n)).sum()))
 
     def _call(self, name: str, *arguments: float) -> int:
         try:
@@ -154,7 +217,6 @@ class Search:
             raise MemoryError(f"the search ended: {trap.message}") from None
 
     def _bytes(self, place: int, size: int) -> Array:
-        assert isinstance(self._memory, wasmtime.Memory)
         if len(self._view) != self._memory.data_len(self._store):  # it has grown
             self._view = np.ctypeslib.as_array(self._memory.get_buffer_ptr(self._store))
         return self._view[place : place + size]

@@ -9,6 +9,7 @@ import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from speech.beam import BeamDecoder, read_options
 from speech.ctc import LogProbs, decode_greedy
 from speech.errors import ModelMismatch, ModelNotFound
 from speech.language_model import UNKNOWN, LanguageModel, read_language_model
-from speech.search import CODE, BeamOptions
+from speech.search import CODE, BeamOptions, _Machine
 from training.language_model import train, write
 
 SMALL = Alphabet("ab ")
@@ -245,12 +246,35 @@ def test_every_word_lasts(model: LanguageModel, seed: int, n_steps: int) -> None
     assert all(word.start < word.end for word in words)
 
 
-def test_threads_share_a_decoder(model: LanguageModel) -> None:
-    decoder = BeamDecoder(Alphabet(), model)
-    clips = [random_log_probs(seed, 30, Alphabet()) for seed in range(8)]
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_threads_share_a_decoder(model: LanguageModel, at_once: int) -> None:
+    """As many copies of its tables are made as are needed at once, and no more than allowed."""
+    decoder, machines = BeamDecoder(Alphabet(), model, at_once=at_once), set()
+    clips = [random_log_probs(seed, 60, Alphabet()) for seed in range(8)]
     alone = [decoder.hypotheses(clip) for clip in clips]
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(decoder.hypotheses, clips * 3)) == alone * 3
+    search = _Machine.search
+
+    def seen(machine: _Machine, *arguments: Any) -> Any:
+        machines.add(id(machine))
+        return search(machine, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(6) as pool:
+        patch.setattr(_Machine, "search", seen)
+        assert list(pool.map(decoder.hypotheses, clips * 9)) == alone * 9
+    assert len(machines) == at_once
+
+
+def test_a_copy_that_fails_costs_one_search(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(machine: _Machine) -> _Machine:
+        raise MemoryError("no room for another one")
+
+    decoder, clip = BeamDecoder(Alphabet(), model, at_once=2), random_log_probs(0, 60, Alphabet())
+    expected = decoder.decode(clip)
+    monkeypatch.setattr(_Machine, "copy", no_room)
+    with ThreadPoolExecutor(6) as pool:
+        searches = [pool.submit(decoder.decode, clip) for _ in range(60)]
+    assert [type(search.exception()) for search in searches].count(MemoryError) == 1
+    assert {search.result() for search in searches if not search.exception()} == {expected}
 
 
 def test_a_search_that_takes_too_much_memory_ends(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

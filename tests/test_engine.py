@@ -72,18 +72,27 @@ def test_padding_changes_nothing(engine: Engine, shipped_folder: Path, lengths: 
         assert texts[0] == texts[1]
 
 
-def test_bfloat16_hears_nearly_the_same_alone_and_in_a_batch(shipped_folder: Path):
+def test_bfloat16_hears_nearly_the_same(shipped_folder: Path):
     card = read_card(shipped_folder)
     exact, fast = (load_openvino(card, shipped_folder, 1, precision) for precision in ("f32", "bf16"))
-    clips = [clip(n, seed) for seed, n in enumerate((900, 333, 1378, 34))]
-    batch = np.zeros((4, 1400, 193), np.float32)
-    for row, frames in zip(batch, clips, strict=True):
-        row[: len(frames)] = frames
-    together = fast(batch, np.array([len(frames) for frames in clips], np.int32))
-    for values, frames in zip(together, clips, strict=True):
-        single, expected = alone(fast, frames), alone(exact, frames)
-        for found in (single, values[: len(single)]):
-            assert np.abs(np.exp(found) - np.exp(expected)).mean() < 0.005
+    for seed, n in enumerate((900, 333, 1378, 34)):
+        frames = clip(n, seed)
+        assert np.abs(np.exp(alone(fast, frames)) - np.exp(alone(exact, frames))).mean() < 0.005
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_batch_changes_nothing_in_bfloat16(shipped_folder: Path, threads: int):
+    """Of very short clips, OpenVINO rounded one otherwise than several: log-probabilities moved by 0.1."""
+    fast = load_openvino(read_card(shipped_folder), shipped_folder, threads, "bf16")
+    clips = [clip(n, seed) for seed, n in enumerate((900, 25, 10, 1378, 34, 16, 700, 1, 61))]
+    for size in (2, 5, 9):
+        batch = np.zeros((size, max(map(len, clips[:size])), 193), np.float32)
+        for row, frames in zip(batch, clips, strict=False):
+            row[: len(frames)] = frames
+        together = fast(batch, np.array([len(frames) for frames in clips[:size]], np.int32))
+        for values, frames in zip(together, clips, strict=False):
+            single = alone(fast, frames)
+            np.testing.assert_allclose(values[: len(single)], single, atol=1e-3)
 
 
 def test_openvino_refuses_layers_that_it_computes_wrongly(shipped_folder: Path, tmp_path: Path):
@@ -112,6 +121,15 @@ def test_bfloat16_must_have_been_measured_on_this_very_export(shipped_folder: Pa
     assert bfloat16_allowed(replace(card, reduced_precision=measured)) == capable
     for refused in ({}, {**measured, "wer_change": 0.21}, {**measured, "onnx": "0" * 64}):
         assert not bfloat16_allowed(replace(card, reduced_precision=refused))
+
+
+def test_the_fastest_engine_that_may_be_used_is_taken(shipped_folder: Path, caplog: pytest.LogCaptureFixture):
+    """OpenVINO where it may compute in bfloat16; where it then fails, the next one, with a line."""
+    card = read_card(shipped_folder)
+    measured = replace(card, reduced_precision={"onnx": card.sha256[ONNX], "wer_change": 0.0})
+    assert load_engine(replace(card, reduced_precision={}), shipped_folder)[0] == "onnx"
+    assert load_engine(measured, shipped_folder)[0] == ("openvino" if computes_bfloat16() else "onnx")
+    assert not caplog.text
 
 
 def test_a_cpu_without_bfloat16_measures_nothing(shipped_folder: Path, tmp_path: Path):

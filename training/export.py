@@ -80,6 +80,11 @@ class _Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
         return output
 
+    def product(self, matrix: np.ndarray, x: str, one: str) -> str:
+        """Name of a constant matrix times x. With a constant on the left OpenVINO computes in float32; times the
+        scalar ``one``, which it cannot know to be 1, it is none."""
+        return self.add("MatMul", self.add("Mul", self.constant(matrix), one), x)
+
 
 def build_onnx(model: "keras.Model", weights_sha256: str) -> bytes:
     """ONNX file of a network of `speech.model.build_model`, with true lengths as a second input.
@@ -87,7 +92,8 @@ def build_onnx(model: "keras.Model", weights_sha256: str) -> bytes:
     ``frames`` float32 (batch, even number of frames, 193) and ``n_frames`` int32 (batch,) give ``log_probs``
     float32 (batch, frames / 2, n_outputs). Batch normalisation is folded into the convolutions; the first one's output
     is masked and the backward GRUs read each clip reversed within its own length, so padding changes nothing (OpenVINO
-    2026.4 computes something else for a GRU with sequence lengths). The convolutions take blocks of 10 s one after the
+    2026.4 computes something else for a GRU with sequence lengths, and ReverseSequence slowly: rows are gathered). The
+    convolutions take blocks of 10 s one after the
     other, whose arrays are small; if the first GRU layer's kernels are of low rank (`training.low_rank`), so is what
     they give. Operators: https://onnx.ai/onnx/operators/
     """
@@ -132,22 +138,33 @@ def build_onnx(model: "keras.Model", weights_sha256: str) -> bytes:
     batch = g.add("Shape", "frames", start=0, end=1)
     x = g.add("Reshape", x, g.add("Concat", batch, g.whole(-1, width), axis=0))
     x = g.add("Transpose", g.add("Slice", x, g.whole(0), longest, g.whole(1)), perm=[1, 0, 2])
-    for directions in weights:
-        y = []
-        for backwards, (w, r, b) in enumerate(directions):
-            h = g.add("ReverseSequence", x, n_steps, time_axis=0, batch_axis=1) if backwards else x
-            h = g.add(
-                "GRU",
-                h,
-                g.constant(w.T[None], half=True),
-                g.constant(r.T[None], half=True),
-                g.constant(b.reshape(1, -1)),
-                hidden_size=r.shape[0],
-                linear_before_reset=1,
-            )
-            h = g.add("Squeeze", h, g.whole(1))  # (steps, batch, units)
-            y.append(g.add("ReverseSequence", h, n_steps, time_axis=0, batch_axis=1) if backwards else h)
-        x = g.add("Concat", *y, axis=2)
+    # Row of (steps · batch, …) that each step of each clip changes places with when the clips are reversed.
+    step, clip = g.span(longest), g.add("Squeeze", g.span(batch), g.whole(1))
+    last = g.add("Sub", n_steps, g.whole(1))
+    mirrored = g.add("Where", g.add("Less", step, n_steps), g.add("Sub", last, step), step)
+    rows = g.add("Reshape", g.add("Add", g.add("Mul", mirrored, batch), clip), g.whole(-1))
+
+    def reverse(x: str) -> str:
+        flat = g.add("Reshape", x, g.add("Concat", g.whole(-1), g.add("Shape", x, start=2), axis=0))
+        return g.add("Reshape", g.add("Gather", flat, rows), g.add("Shape", x))
+
+    def gru(x: str, w: np.ndarray, r: np.ndarray, b: np.ndarray) -> str:
+        h = g.add(
+            "GRU",
+            x,
+            g.constant(w.T[None], half=True),
+            g.constant(r.T[None], half=True),
+            g.constant(b.reshape(1, -1)),
+            hidden_size=r.shape[0],
+            linear_before_reset=1,
+        )
+        return g.add("Squeeze", h, g.whole(1))  # (steps, batch, units)
+
+    ahead = back = ""
+    for forward, backward in weights:
+        from_behind = g.add("Concat", reverse(ahead), back, axis=2) if ahead else reverse(x)
+        ahead, back = gru(x, *forward), gru(from_behind, *backward)
+        x = g.add("Concat", ahead, reverse(back), axis=2)
     for name in ("dense_1", "dense_2"):
         weight, bias = model.get_layer(name).get_weights()
         x = g.add("Add", g.add("MatMul", x, g.constant(weight, half=True)), g.constant(bias))
@@ -174,11 +191,13 @@ def _convolutions(model: "keras.Model", into: np.ndarray | None) -> Any:
     from onnx import TensorProto, helper
 
     g = _Graph("block_")
+    n_steps = g.add("Shape", "mask")
+    one = g.add("Cast", g.add("Greater", n_steps, g.whole(0)), to=TensorProto.FLOAT)
     kernel, bias = _folded(model, 1)
-    x = g.add("Relu", g.add("Add", _first_convolution(g, "block", g.add("Shape", "mask"), kernel), g.constant(bias)))
+    x = g.add("Relu", g.add("Add", _first_convolution(g, "block", n_steps, kernel, one), g.constant(bias)))
     x = g.add("Mul", x, g.add("Unsqueeze", "mask", g.whole(1, 2)))
     kernel, bias = _folded(model, 2)
-    x = g.add("Relu", g.add("Add", _spectral_convolution(g, x, kernel), g.constant(bias)))
+    x = g.add("Relu", g.add("Add", _spectral_convolution(g, x, kernel, one), g.constant(bias)))
     if into is None:
         g.add("Reshape", x, g.whole(0, -1), output="features")
     else:
@@ -195,7 +214,7 @@ def _convolutions(model: "keras.Model", into: np.ndarray | None) -> Any:
     )
 
 
-def _first_convolution(g: _Graph, x: str, n_steps: str, kernel: np.ndarray) -> str:
+def _first_convolution(g: _Graph, x: str, n_steps: str, kernel: np.ndarray, one: str) -> str:
     """(n, 97, out) from x (2 n + 10, 193) and a kernel (out, 1, 11, 41), as `training.spectral` says."""
     into, spectrum, back = first_convolution(kernel)
     x = g.add("Reshape", g.add("MatMul", x, g.constant(into)), g.whole(0, FIRST_HALF, 4))
@@ -204,10 +223,10 @@ def _first_convolution(g: _Graph, x: str, n_steps: str, kernel: np.ndarray) -> s
     x = g.add("Reshape", g.add("Gather", x, reached, axis=1), g.whole(0, 0, PAIRS * 8))
     x = g.add("MatMul", x, g.constant(spectrum))  # (55, n, 2 · out)
     x = g.add("Reshape", g.add("Transpose", x, perm=[1, 0, 2]), g.whole(0, 2 * FIRST_HALF, -1))
-    return g.add("MatMul", g.constant(back), x)
+    return g.product(back, x, one)
 
 
-def _spectral_convolution(g: _Graph, x: str, kernel: np.ndarray) -> str:
+def _spectral_convolution(g: _Graph, x: str, kernel: np.ndarray, one: str) -> str:
     """(22 n, 49, out) from x (22 n + 10, 97, in) and a kernel (out, in, 11, 21), as `training.spectral` says."""
     n_out, n_in = kernel.shape[:2]
     matrices = transforms()
@@ -218,19 +237,19 @@ def _spectral_convolution(g: _Graph, x: str, kernel: np.ndarray) -> str:
     rows = [(real, imaginary), (g.add("Neg", imaginary), real)]
     spectrum = g.add("Concat", *(g.add("Concat", *row, axis=2) for row in rows), axis=1)
     # Overlapping tiles of 32 steps.
-    x = g.add("MatMul", g.constant(matrices.bins), x)
+    x = g.product(matrices.bins, x, one)
     n_tiles = g.add("Div", g.add("Shape", x, start=0, end=1), g.whole(STEP))
     starts = g.add("Mul", g.span(n_tiles), g.whole(STEP))
     x = g.add("Gather", x, g.add("Add", starts, g.constant(np.arange(N_TIME))), axis=0)
-    x = g.add("MatMul", g.constant(matrices.time), g.add("Reshape", x, g.whole(0, 2 * N_TIME, -1)))
+    x = g.product(matrices.time, g.add("Reshape", x, g.whole(0, 2 * N_TIME, -1)), one)
     # One product over the channels for each frequency.
     x = g.add("Reshape", x, g.whole(-1, N_TIME, 2, HALF, 2 * n_in))
     x = g.add("Reshape", g.add("Transpose", x, perm=[1, 3, 0, 2, 4]), g.whole(N_TIME * HALF, -1, 4 * n_in))
     x = g.add("Reshape", g.add("MatMul", x, spectrum), g.whole(N_TIME, HALF, -1, 2, n_out))
     # And back.
     x = g.add("Reshape", g.add("Transpose", x, perm=[2, 0, 3, 1, 4]), g.whole(-1, 2 * N_TIME, HALF * n_out))
-    x = g.add("MatMul", g.constant(matrices.time_back), x)
-    return g.add("MatMul", g.constant(matrices.bins_back), g.add("Reshape", x, g.whole(-1, 2 * HALF, n_out)))
+    x = g.product(matrices.time_back, x, one)
+    return g.product(matrices.bins_back, g.add("Reshape", x, g.whole(-1, 2 * HALF, n_out)), one)
 
 
 def _folded(model: "keras.Model", index: int) -> tuple[np.ndarray, np.ndarray]:
