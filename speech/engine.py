@@ -141,7 +141,13 @@ def load_openvino(card: ModelCard, folder: Path, threads: int, precision: str = 
 
 
 def computes_bfloat16() -> bool:
-    """Whether OpenVINO can multiply in bfloat16 on this CPU; if not, it takes float32 without a word."""
+    """Whether OpenVINO is installed and can multiply in bfloat16 on this CPU; if not, it takes float32 without a word.
+
+    It is not imported where Linux names no bfloat16 among the CPU's features, such as avx512_bf16.
+    """
+    features = Path("/proc/cpuinfo")
+    if not importlib.util.find_spec("openvino") or (features.exists() and "bf16" not in features.read_text()):
+        return False
     import openvino
 
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -149,16 +155,10 @@ def computes_bfloat16() -> bool:
 
 def bfloat16_allowed(card: ModelCard) -> bool:
     """Whether this CPU computes in bfloat16, and this very export was found to hear as well in it: `training.export`
-    measured a word error rate at most 0.2 points away. OpenVINO is imported only if all else speaks for it."""
+    measured a word error rate at most 0.2 points away."""
     found = card.reduced_precision
     measured = found.get("onnx") == card.sha256.get(ONNX) and abs(found.get("wer_change", 1.0)) <= MAX_WER_CHANGE
-    return measured and _names_bfloat16() and computes_bfloat16()
-
-
-def _names_bfloat16() -> bool:
-    """Whether Linux names bfloat16 among the CPU's features, such as avx512_bf16; elsewhere OpenVINO must say it."""
-    features = Path("/proc/cpuinfo")
-    return not features.exists() or "bf16" in features.read_text()
+    return measured and computes_bfloat16()
 
 
 def load_keras(card: ModelCard, folder: Path, threads: int) -> Engine:
@@ -201,8 +201,7 @@ def load_engine(card: ModelCard, folder: Path, engine: str = "auto", threads: in
     threads = threads or available_cores()
     if engine != "auto":
         return engine, _load(engine, card, folder, threads)
-    faster = importlib.util.find_spec("openvino") and bfloat16_allowed(card)
-    for name, next_best in (("openvino", "onnx"), ("onnx", "keras"))[0 if faster else 1 :]:
+    for name, next_best in (("openvino", "onnx"), ("onnx", "keras"))[not bfloat16_allowed(card) :]:
         try:
             return name, _load(name, card, folder, threads)
         except ModelError as error:

@@ -18,7 +18,9 @@ import torch
 
 from predictor import SpeechPredictor
 from speech.alphabet import Alphabet
+from speech.engine import computes_bfloat16
 from speech.errors import ModelMismatch
+from speech.model_card import read_card
 from training import ray_train
 from training.augment import Augmentation
 from training.dataset import batches, load_audio, load_clips, read_utterances, repeat
@@ -220,6 +222,8 @@ def test_a_run_learns_stops_goes_on_and_is_published(corpus: Path, tmp_path: Pat
     assert set(heard) <= set("abcdefgh ")
     for name in ("card.json", "README.md", "curves.png", "model.onnx"):
         assert (tmp_path / "tones" / name).stat().st_size > 100
+    measured = read_card(tmp_path / "tones").reduced_precision
+    assert measured.get("clips", 0) == (len(dev) if computes_bfloat16() else 0)
 
 
 def test_resuming_restores_everything(corpus: Path, tmp_path: Path):

@@ -19,6 +19,7 @@ from speech.features import N_BINS
 from speech.model import CHANNELS, load_weights_file
 from speech.model_card import ONNX, WEIGHTS, ModelCard, check_file, read_card, sha256, write_card
 from training.command import one_line
+from training.dataset import Clip
 from training.low_rank import factors
 from training.spectral import (
     BINS_OUT,
@@ -294,25 +295,23 @@ def export(folder: Path) -> ModelCard:
     return card
 
 
-def measure(folder: Path, data: Sequence[Path], cache: Path) -> ModelCard:
-    """Hear the clips of split ``dev`` in float32 and in bfloat16, and enter both word error rates in the card.
+def measure(folder: Path, clips: Sequence[Clip]) -> ModelCard:
+    """Hear the clips in float32 and in bfloat16, and enter both word error rates in the card.
 
     Raises:
-        ModelError: the model cannot be loaded, or this CPU does not compute in bfloat16; ImportError: OpenVINO is not
-            installed.
+        ModelError: the model cannot be loaded, or nothing here computes in bfloat16.
     """
     from predictor import SpeechPredictor
-    from training.evaluate import load, transcribe_clips
+    from training.evaluate import transcribe_clips
     from training.scores import rates
 
     if not computes_bfloat16():
-        raise ModelMismatch("expected a CPU that computes in bfloat16 (AVX512-BF16, AMX), found one that does not")
-    card, clips = read_card(folder), load(data, "dev", cache)
-    wer = {}
+        raise ModelMismatch("expected OpenVINO on a CPU that computes in bfloat16 (AVX512-BF16, AMX), found none")
+    card, wer = read_card(folder), {}
     for precision in ("f32", "bf16"):
         predictor = SpeechPredictor.load(folder, "onnx")
         predictor.engine = load_openvino(card, folder, available_cores(), precision)
-        wer[precision] = rates(transcribe_clips({precision: predictor}, clips)[precision]).wer
+        wer[precision] = float(rates(transcribe_clips({precision: predictor}, clips)[precision]).wer)
     change = round(wer["bf16"] - wer["f32"], 2)
     found = {"onnx": card.sha256[ONNX], "clips": len(clips), "wer": wer, "wer_change": change}
     card = replace(card, reduced_precision=found)
@@ -329,10 +328,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, default=Path("Data/cache"), help="decoded audio is kept here")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from training.evaluate import load
+
     with one_line(parser):
+        clips = load(given.measure, "dev", given.cache) if given.measure else []
         export(given.model)
-        if given.measure:
-            measure(given.model, given.measure, given.cache)
+        if clips:
+            measure(given.model, clips)
 
 
 if __name__ == "__main__":

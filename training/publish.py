@@ -17,11 +17,12 @@ import numpy as np
 from predictor import SpeechPredictor
 from speech.alphabet import Alphabet
 from speech.beam import OPTIONS
+from speech.engine import computes_bfloat16
 from speech.model_card import LANGUAGE_MODEL, WEIGHTS, ModelCard, sha256, write_card
 from training.command import one_line
 from training.dataset import Clip
 from training.evaluate import transcribe_clips
-from training.export import export
+from training.export import export, measure
 from training.low_rank import factors, reduce
 from training.report import Groups, table
 from training.scores import by_corpus
@@ -175,6 +176,8 @@ def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: s
                      training=training)  # fmt: skip
     write_card(card, folder)
     card = export(folder)
+    if dev and computes_bfloat16():
+        card = measure(folder, dev)
     greedy = {"greedy": SpeechPredictor.load(folder, decoder="greedy")}
     groups = (
         {name: by_corpus(heard) for name, heard in transcribe_clips(greedy, dev).items()} if dev else {"greedy": {}}
