@@ -9,10 +9,11 @@ import pytest
 
 from speech.alphabet import Alphabet
 from speech.beam import BeamDecoder, read_options
-from speech.ctc import LogProbs
+from speech.ctc import LogProbs, decode_greedy
 from speech.language_model import read_language_model
+from tests.conftest import make_sound, make_wav
 from training.language_model import train, write
-from training.tune_decoder import START, Heard, load, main, priors, save, score
+from training.tune_decoder import BABBLE, START, Heard, listen, load, main, priors, save, score
 
 TEXTS = ["the cat sat", "a zebra sat", "the cat ran", "a cat", "the zebra ran"]
 
@@ -43,6 +44,29 @@ def test_priors_are_shares(heard: list[Heard]):
     found = np.array(priors(heard))
     assert found.sum() == pytest.approx(1, abs=1e-4)
     assert found.argmax() == Alphabet().blank
+
+
+def test_words_in_babble_cost_something(heard: list[Heard]):
+    plain = score(heard, Alphabet(), None)
+    babble = [Heard(LogProbs(mumbled("ab cd", 0).values.repeat(2, axis=0)[:22]), "", BABBLE)]
+    found = score(heard + babble, Alphabet(), None)
+    words = len(decode_greedy(babble[0].log_probs, Alphabet()).text.split())
+    assert words and plain.invented == 0
+    assert found.invented == pytest.approx(60 * words / babble[0].seconds)
+    assert found.rates == plain.rates
+    assert found.loss == pytest.approx(plain.loss + found.invented / 10)
+    assert priors(heard + babble) == priors(heard)
+
+
+def test_babble_is_listened_to(tiny_model: Path, tmp_path: Path):
+    names = [f"{n}.wav" for n in range(3)]
+    for n, name in enumerate(names):
+        (tmp_path / name).write_bytes(make_wav(make_sound(1.0, n)))
+    lines = ["path,text,split", *(f"{name},a cat,dev" for name in names)]
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    found = listen(tiny_model, [tmp_path / "manifest.csv"], tmp_path / "cache")
+    assert [h.text for h in found] == ["a cat"] * 3 + [""] * 3
+    assert [h.corpus == BABBLE for h in found] == [False] * 3 + [True] * 3
 
 
 def test_tuning_finds_weights_at_least_as_good_and_writes_them(heard: list[Heard], tmp_path: Path, capsys):
