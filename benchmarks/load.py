@@ -1,7 +1,7 @@
 """A running server under load over HTTP: latency, throughput, wrong answers, and what it does when it is too much.
 
 It starts the service on a free port, asks for each clip alone, then with 1, 4, 16 and 64 clients at once, and at last
-with ten times as many clients as kept it busiest. Every answer is compared with the one that the clip got alone.
+with ten times as many clients as kept it busy. Every answer is compared with the one that the clip got alone.
 A client that is told 503 comes back after the time that Retry-After says, and up to half of it more. Too many clients
 go on for a fixed time, and only what is answered in it counts.
 
@@ -34,6 +34,7 @@ from speech.audio import SAMPLE_RATE, Waveform
 from speech.engine import available_cores
 
 ROOT = Path(__file__).parents[1]
+NEARLY = 0.97  # of the highest throughput: the fewest clients that reach it keep the server busy
 
 
 def as_wav(clip: Waveform, rate: int = SAMPLE_RATE) -> bytes:
@@ -229,11 +230,12 @@ def main() -> None:
         for clients in given.clients:
             rows.append(asyncio.run(hammer(server.url, clips, texts, clients, max(given.requests, 5 * clients))))
             memory.append(server.memory())
-        best = max(rows, key=lambda row: row["s of audio/s"])
-        overload = 10 * best["clients"]
+        best = max(row["s of audio/s"] for row in rows)
+        enough = min(row["clients"] for row in rows if row["s of audio/s"] > NEARLY * best)
+        overload = 10 * enough
         rows.append(asyncio.run(hammer(server.url, clips, texts, overload, None, given.overload_seconds)))
         memory.append(server.memory())
-        goodput = rows[-1]["s of audio/s"] / best["s of audio/s"]
+        goodput = rows[-1]["s of audio/s"] / best
     stock_ten += [seconds_of(lambda: stock(ten)) for _ in range(3)]
     stock_rate = sum(clip.duration for clip in made) / stock_wall
     rows = [{**row, "× stock": row["s of audio/s"] / stock_rate} for row in rows]

@@ -15,9 +15,11 @@ from speech.engine import load_engine
 from speech.model_card import read_card
 
 LIBRARIES = {"openvino": "openvino", "onnx": "onnxruntime", "keras": "tensorflow"}
-IMPORTS = "import fastapi, numpy, {}"
+IMPORTS = "import sys; sys.modules['openvino_telemetry'] = None; import fastapi, numpy, {}"  # it would call Google
 LOAD = """
-import sys, time, {}, predictor
+import sys
+sys.modules["openvino_telemetry"] = None
+import time, {}, predictor
 started = time.perf_counter()
 predictor.SpeechPredictor.load(sys.argv[1]).warm_up()
 print(time.perf_counter() - started)

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -105,9 +106,7 @@ def load_openvino(card: ModelCard, folder: Path, threads: int, precision: str = 
             OpenVINO computes wrongly.
         ImportError: openvino is not installed.
     """
-    import openvino
-
-    core = openvino.Core()
+    core = _openvino().Core()
     model = core.read_model(check_file(card, folder, ONNX))
     source = model.get_rt_info(["framework", "weights_sha256"]) if model.has_rt_info("framework") else None
     _check_source(card, source and source.astype(str))
@@ -138,6 +137,15 @@ def load_openvino(card: ModelCard, folder: Path, threads: int, precision: str = 
         return request.infer({"frames": frames, "n_frames": n_frames})["log_probs"][:, : (longest + 1) // 2]
 
     return run
+
+
+def _openvino() -> Any:
+    """OpenVINO, without the package by which its import would tell Google Analytics of itself
+    (https://docs.openvino.ai/2026/about-openvino/additional-resources/telemetry.html)."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO does without one it cannot import
+    import openvino
+
+    return openvino
 
 
 def computes_bfloat16() -> bool:

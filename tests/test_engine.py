@@ -1,7 +1,10 @@
 """Engines agree with Keras' ``predict``, and a clip's answer does not depend on its neighbours."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +25,8 @@ from speech.model_card import ONNX, WEIGHTS, read_card, sha256
 from tests.conftest import make_sound
 from training.export import measure
 
+CPU = Path("/proc/cpuinfo")
+AMX = CPU.exists() and "amx_bf16" in CPU.read_text()
 HELLO = Path(__file__).parents[1] / "samples" / "hello.wav"
 
 
@@ -82,7 +87,8 @@ def test_bfloat16_hears_nearly_the_same(shipped_folder: Path):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_batch_changes_nothing_in_bfloat16(shipped_folder: Path, threads: int):
-    """Of very short clips, OpenVINO rounded one otherwise than several: log-probabilities moved by 0.1."""
+    """Of very short clips, OpenVINO rounded one otherwise than several: log-probabilities moved by 0.1. With AMX, which
+    was not at hand, they may still move a little."""
     fast = load_openvino(read_card(shipped_folder), shipped_folder, threads, "bf16")
     clips = [clip(n, seed) for seed, n in enumerate((900, 25, 10, 1378, 34, 16, 700, 1, 61))]
     for size in (2, 5, 9):
@@ -92,7 +98,23 @@ def test_a_batch_changes_nothing_in_bfloat16(shipped_folder: Path, threads: int)
         together = fast(batch, np.array([len(frames) for frames in clips[:size]], np.int32))
         for values, frames in zip(together, clips, strict=False):
             single = alone(fast, frames)
-            np.testing.assert_allclose(values[: len(single)], single, atol=1e-3)
+            if AMX:
+                assert np.abs(np.exp(values[: len(single)]) - np.exp(single)).mean() < 0.005
+            else:
+                np.testing.assert_allclose(values[: len(single)], single, atol=1e-3)
+
+
+def test_openvino_tells_nobody_that_it_is_used(shipped_folder: Path, tmp_path: Path):
+    """Its import alone sends an event to Google Analytics, and leaves a number for the user in the home directory."""
+    code = "import sys; from predictor import SpeechPredictor as P; P.load(sys.argv[1], 'openvino').warm_up()"
+    code += "; print(*[m for m in sys.modules if 'openvino_telemetry.' in m])"
+    environment = {**os.environ, "HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path), "CI": ""}
+    found = subprocess.run(
+        [sys.executable, "-c", code, shipped_folder.resolve()],
+        env=environment, cwd=HELLO.parents[1], capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert found.stdout.strip() == ""
+    assert not [*tmp_path.iterdir()]
 
 
 def test_openvino_refuses_layers_that_it_computes_wrongly(shipped_folder: Path, tmp_path: Path):
