@@ -121,6 +121,7 @@ def load_openvino(card: ModelCard, folder: Path, threads: int, precision: str = 
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # else two processes meet on the same core
         "CPU_RUNTIME_CACHE_CAPACITY": SETUPS,
     }
     compiled = core.compile_model(model, "CPU", options)
