@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from speech.audio import Waveform, decode_wav, from_pcm16
 from speech.ctc import LogProbs, decode_greedy
-from speech.engine import Engine, bfloat16_allowed, computes_bfloat16, load_engine, load_openvino
+from speech.engine import ONE_AT_A_TIME, Engine, bfloat16_allowed, computes_bfloat16, load_engine, load_openvino
 from speech.errors import ModelMismatch, ModelNotFound
 from speech.features import spectrogram
 from speech.model import load_weights_file
@@ -115,6 +116,17 @@ def test_openvino_tells_nobody_that_it_is_used(shipped_folder: Path, tmp_path: P
     )  # fmt: skip
     assert found.stdout.strip() == ""
     assert not [*tmp_path.iterdir()]
+
+
+def test_one_thread_at_a_time_is_in_openvino(shipped_folder: Path):
+    """Two whose first clips came at once could wait for each other for ever, once in some dozen starts."""
+    engine, frames = load_openvino(read_card(shipped_folder), shipped_folder, 1, "f32"), clip(300)
+    with ThreadPoolExecutor(2) as pool:
+        with ONE_AT_A_TIME:
+            waiting = [pool.submit(alone, engine, frames) for _ in range(2)]
+            assert not wait(waiting, timeout=0.5).done
+        first, second = (done.result(timeout=60) for done in waiting)
+    assert np.array_equal(first, second)
 
 
 def test_openvino_refuses_layers_that_it_computes_wrongly(shipped_folder: Path, tmp_path: Path):
