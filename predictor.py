@@ -73,10 +73,10 @@ class SpeechPredictor:
 
     @classmethod
     def load(
-        cls, folder: str | Path, engine: str = "auto", threads: int = 0, decoder: str = "auto"
+        cls, folder: str | Path, engine: str = "auto", threads: int = 0, decoder: str = "auto", callers: int = 1
     ) -> "SpeechPredictor":
         """The model of a folder such as ``Models/NAME``; ``decoder`` is greedy, beam with its language model, or auto:
-        beam if the model has one.
+        beam if the model has one. Threads and callers are those of `speech.engine.load_engine`.
 
         Raises:
             ModelNotFound: the folder or one of its files is missing.
@@ -89,7 +89,7 @@ class SpeechPredictor:
         at_once = min(threads or available_cores(), MOST_AT_ONCE)
         with ThreadPoolExecutor(1) as beside:
             loading = beside.submit(load_beam, card, folder, at_once) if decoder == "beam" else None
-            chosen, run = load_engine(card, folder, engine, threads)
+            chosen, run = load_engine(card, folder, engine, threads, callers)
             decode = loading.result() if loading else None
         give_back_memory()
         seconds = time.perf_counter() - started

@@ -62,8 +62,9 @@ def load(given: argparse.Namespace, jobs: int) -> Hear:
     """
     asked = {name: getattr(given, name) for name in ("model", "engine", "decoder") if getattr(given, name)}
     settings = read_settings().model_copy(update=asked)
-    threads = settings.threads or max(1, CORES // jobs)
-    predictor = SpeechPredictor.load(settings.model_folder, settings.engine, threads, settings.decoder)
+    predictor = SpeechPredictor.load(
+        settings.model_folder, settings.engine, settings.threads, settings.decoder, callers=jobs
+    )
     hot_words = predictor.read_hot_words(given.hot_words)
 
     def hear(data: bytes) -> Heard:

@@ -198,24 +198,31 @@ LOADERS: dict[str, Callable[[ModelCard, Path, int], Engine]] = {
 }
 
 
-def load_engine(card: ModelCard, folder: Path, engine: str = "auto", threads: int = 0) -> tuple[str, Engine]:
+def load_engine(
+    card: ModelCard, folder: Path, engine: str = "auto", threads: int = 0, callers: int = 1
+) -> tuple[str, Engine]:
     """(name, engine) of a model; ``auto`` takes OpenVINO if it may compute in bfloat16, else ONNX Runtime, and falls
     back to Keras. Each fall is one line in the log.
 
-    ``threads`` 0 means one for each core that this process may use.
+    ``threads`` 0 means one for each core that this process may use, or that each of so many ``callers`` has to itself
+    where they run side by side: OpenVINO takes one at a time.
 
     Raises:
         ModelError: the model cannot be loaded by the engine that was asked for, or by any.
     """
-    threads = threads or available_cores()
+
+    def load(name: str) -> Engine:
+        side_by_side = 1 if name == "openvino" else callers
+        return _load(name, card, folder, threads or max(1, available_cores() // side_by_side))
+
     if engine != "auto":
-        return engine, _load(engine, card, folder, threads)
+        return engine, load(engine)
     for name, next_best in (("openvino", "onnx"), ("onnx", "keras"))[not bfloat16_allowed(card) :]:
         try:
-            return name, _load(name, card, folder, threads)
+            return name, load(name)
         except ModelError as error:
             log.warning("falling back from %s to the %s engine: %s", name, next_best, error)
-    return "keras", _load("keras", card, folder, threads)
+    return "keras", load("keras")
 
 
 def _load(engine: str, card: ModelCard, folder: Path, threads: int) -> Engine:

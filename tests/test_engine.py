@@ -18,7 +18,15 @@ from hypothesis import strategies as st
 
 from speech.audio import Waveform, decode_wav, from_pcm16
 from speech.ctc import LogProbs, decode_greedy
-from speech.engine import ONE_AT_A_TIME, Engine, bfloat16_allowed, computes_bfloat16, load_engine, load_openvino
+from speech.engine import (
+    LOADERS,
+    ONE_AT_A_TIME,
+    Engine,
+    bfloat16_allowed,
+    computes_bfloat16,
+    load_engine,
+    load_openvino,
+)
 from speech.errors import ModelMismatch, ModelNotFound
 from speech.features import spectrogram
 from speech.model import load_weights_file
@@ -164,6 +172,18 @@ def test_the_fastest_engine_that_may_be_used_is_taken(shipped_folder: Path, capl
     assert load_engine(replace(card, reduced_precision={}), shipped_folder)[0] == "onnx"
     assert load_engine(measured, shipped_folder)[0] == ("openvino" if computes_bfloat16() else "onnx")
     assert not caplog.text
+
+
+@pytest.mark.parametrize(("engine", "threads"), [("openvino", [3, 3, 2]), ("onnx", [3, 1, 2])])
+def test_callers_share_the_cores_where_they_run_side_by_side(
+    shipped_folder: Path, monkeypatch: pytest.MonkeyPatch, engine: str, threads: list[int]
+):
+    given: list[int] = []
+    monkeypatch.setattr("speech.engine.available_cores", lambda: 3)
+    monkeypatch.setitem(LOADERS, engine, lambda card, folder, threads: given.append(threads))
+    for number, callers in ((0, 1), (0, 2), (2, 2)):
+        load_engine(read_card(shipped_folder), shipped_folder, engine, number, callers)
+    assert given == threads
 
 
 def test_a_cpu_without_bfloat16_measures_nothing(shipped_folder: Path, monkeypatch: pytest.MonkeyPatch):
