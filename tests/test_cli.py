@@ -275,7 +275,13 @@ def test_a_reader_that_has_seen_enough_is_no_error_to_read(folder: Path):
 def test_ctrl_c_ends_it_at_once_though_a_server_says_nothing():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = "http://{}:{}".format(*silent.getsockname())
-        asking = subprocess.Popen([sys.executable, "-m", "speech", HELLO, "--server", url], cwd=ROOT)
+        asking = subprocess.Popen(
+            [sys.executable, "-m", "speech", HELLO, "--server", url],
+            cwd=ROOT,
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # which the tests may have been told to ignore
+        )
         connection, _ = silent.accept()
         with connection:
             assert connection.recv(1)

@@ -10,6 +10,8 @@ from speech.features import N_BINS
 from training.export import _first_convolution, _Graph, _spectral_convolution
 from training.spectral import BINS_IN, STEP
 
+ONE = np.ones(1, np.float32)
+
 
 def run(g: _Graph, y: str, x: np.ndarray) -> np.ndarray:
     g.add("Identity", y, output="y")
@@ -31,7 +33,7 @@ def test_the_first_equals_the_direct_one(n_steps: int):
     kernel = rng.standard_normal((32, 1, 11, 41)).astype(np.float32) / 20
     x = rng.standard_normal((2 * n_steps + 10, N_BINS)).astype(np.float32)
     g = _Graph()
-    found = run(g, _first_convolution(g, "x", g.whole(n_steps), kernel), x)
+    found = run(g, _first_convolution(g, "x", g.whole(n_steps), kernel, g.constant(ONE)), x)
     clip, weight = torch.from_numpy(x[None, :-1]), torch.from_numpy(kernel)  # the last frame is out of reach
     expected = torch.nn.functional.conv2d(clip, weight, stride=2, padding=(0, 20)).permute(1, 2, 0)
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-5)
@@ -43,7 +45,7 @@ def test_the_second_equals_the_direct_one(n_tiles: int):
     kernel = rng.standard_normal((32, 32, 11, 21)).astype(np.float32) / 80
     x = rng.standard_normal((n_tiles * STEP + 10, BINS_IN, 32)).astype(np.float32)
     g = _Graph()
-    found = run(g, _spectral_convolution(g, "x", kernel), x)
+    found = run(g, _spectral_convolution(g, "x", kernel, g.constant(ONE)), x)
     clip, weight = torch.from_numpy(x).permute(2, 0, 1), torch.from_numpy(kernel)
     expected = torch.nn.functional.conv2d(clip, weight, stride=(1, 2), padding=(0, 10)).permute(1, 2, 0)
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-5)
