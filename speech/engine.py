@@ -149,17 +149,14 @@ def _openvino() -> Any:
     return openvino
 
 
-def computes_bfloat16() -> bool:
+def computes_bfloat16(features: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether OpenVINO is installed and can multiply in bfloat16 on this CPU; if not, it takes float32 without a word.
 
-    It is not imported where Linux names no bfloat16 among the CPU's features, such as avx512_bf16.
+    It is not imported where Linux names no bfloat16 among the CPU's ``features``, such as avx512_bf16.
     """
-    features = Path("/proc/cpuinfo")
     if not importlib.util.find_spec("openvino") or (features.exists() and "bf16" not in features.read_text()):
         return False
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def bfloat16_allowed(card: ModelCard) -> bool:

@@ -113,10 +113,17 @@ def test_a_batch_changes_nothing_in_bfloat16(shipped_folder: Path, threads: int)
                 np.testing.assert_allclose(values[: len(single)], single, atol=1e-3)
 
 
-def test_openvino_tells_nobody_that_it_is_used(shipped_folder: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from predictor import SpeechPredictor as P; P.load(sys.argv[1], 'openvino').warm_up()",
+        "from predictor import SpeechPredictor as P; P.load(sys.argv[1], 'auto').warm_up()",
+        "from pathlib import Path; from speech.engine import computes_bfloat16; computes_bfloat16(Path('no file'))",
+    ],
+)
+def test_openvino_tells_nobody_that_it_is_used(first: str, shipped_folder: Path, tmp_path: Path):
     """Its import alone sends an event to Google Analytics, and leaves a number for the user in the home directory."""
-    code = "import sys; from predictor import SpeechPredictor as P; P.load(sys.argv[1], 'openvino').warm_up()"
-    code += "; print(*[m for m in sys.modules if 'openvino_telemetry.' in m])"
+    code = f"import sys; {first}; print(*[m for m in sys.modules if 'openvino_telemetry.' in m])"
     environment = {**os.environ, "HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path), "CI": ""}
     found = subprocess.run(
         [sys.executable, "-c", code, shipped_folder.resolve()],
