@@ -22,12 +22,14 @@ from training.command import one_line
 from training.dataset import Clip
 from training.low_rank import factors
 from training.spectral import (
+    BINS_IN,
     BINS_OUT,
     FIRST_HALF,
     HALF,
     KERNEL,
     N_TIME,
     PAIRS,
+    PAIRS_OF_BINS,
     STEP,
     first_convolution,
     kernel_taps,
@@ -196,7 +198,9 @@ def _convolutions(model: "keras.Model", into: np.ndarray | None) -> Any:
     one = g.add("Cast", g.add("Greater", n_steps, g.whole(0)), to=TensorProto.FLOAT)
     kernel, bias = _folded(model, 1)
     x = g.add("Relu", g.add("Add", _first_convolution(g, "block", n_steps, kernel, one), g.constant(bias)))
-    x = g.add("Mul", x, g.add("Unsqueeze", "mask", g.whole(1, 2)))
+    bins = (np.arange(2 * PAIRS_OF_BINS) < BINS_IN).astype(np.float32)[None]
+    mask = g.add("MatMul", g.add("Unsqueeze", "mask", g.whole(1)), g.constant(bins))
+    x = g.add("Mul", x, g.add("Unsqueeze", mask, g.whole(2)))
     kernel, bias = _folded(model, 2)
     x = g.add("Relu", g.add("Add", _spectral_convolution(g, x, kernel, one), g.constant(bias)))
     if into is None:
@@ -216,7 +220,7 @@ def _convolutions(model: "keras.Model", into: np.ndarray | None) -> Any:
 
 
 def _first_convolution(g: _Graph, x: str, n_steps: str, kernel: np.ndarray, one: str) -> str:
-    """(n, 97, out) from x (2 n + 10, 193) and a kernel (out, 1, 11, 41), as `training.spectral` says."""
+    """(n, 98, out), the last bin 0, from x (2 n + 10, 193), kernel (out, 1, 11, 41), as `training.spectral` says."""
     into, spectrum, back = first_convolution(kernel)
     x = g.add("Reshape", g.add("MatMul", x, g.constant(into)), g.whole(0, FIRST_HALF, 4))
     x = g.add("Reshape", g.add("Transpose", x, perm=[1, 0, 2]), g.whole(FIRST_HALF, -1, 8))  # (55, pairs of frames, 8)
@@ -224,11 +228,11 @@ def _first_convolution(g: _Graph, x: str, n_steps: str, kernel: np.ndarray, one:
     x = g.add("Reshape", g.add("Gather", x, reached, axis=1), g.whole(0, 0, PAIRS * 8))
     x = g.add("MatMul", x, g.constant(spectrum))  # (55, n, 2 · out)
     x = g.add("Reshape", g.add("Transpose", x, perm=[1, 0, 2]), g.whole(0, 2 * FIRST_HALF, -1))
-    return g.product(back, x, one)
+    return g.product(np.pad(back, ((0, 2 * PAIRS_OF_BINS - BINS_IN), (0, 0))), x, one)
 
 
 def _spectral_convolution(g: _Graph, x: str, kernel: np.ndarray, one: str) -> str:
-    """(22 n, 49, out) from x (22 n + 10, 97, in) and a kernel (out, in, 11, 21), as `training.spectral` says."""
+    """(22 n, 49, out) from x (22 n + 10, 98, in), the last bin 0, kernel (out, in, 11, 21), as `training.spectral`."""
     n_out, n_in = kernel.shape[:2]
     matrices = transforms()
     # The kernel's spectrum (frequency, real and imaginary · phase · in, real and imaginary · out): made at loading.
@@ -238,7 +242,7 @@ def _spectral_convolution(g: _Graph, x: str, kernel: np.ndarray, one: str) -> st
     rows = [(real, imaginary), (g.add("Neg", imaginary), real)]
     spectrum = g.add("Concat", *(g.add("Concat", *row, axis=2) for row in rows), axis=1)
     # Overlapping tiles of 32 steps.
-    x = g.product(matrices.bins, x, one)
+    x = g.product(matrices.bins, g.add("Reshape", x, g.whole(0, PAIRS_OF_BINS, 2 * n_in)), one)
     n_tiles = g.add("Div", g.add("Shape", x, start=0, end=1), g.whole(STEP))
     starts = g.add("Mul", g.span(n_tiles), g.whole(STEP))
     x = g.add("Gather", x, g.add("Add", starts, g.constant(np.arange(N_TIME))), axis=0)

@@ -21,6 +21,7 @@ Matrix = npt.NDArray[np.float32]
 
 KERNEL = (11, 21)  # of conv_2: steps × bins, strides 1 × 2, "same"
 BINS_IN, BINS_OUT = 97, 49
+PAIRS_OF_BINS = 49  # an even bin and an odd one; the last odd one is 0
 N_TIME, N_BINS = 32, 54  # lengths of the transforms: a tile; one phase of the bins and the kernel's reach on one side
 STEP = N_TIME - KERNEL[0] + 1  # steps of output that a tile gives
 HALF = N_BINS // 2 + 1  # of a real signal's spectrum half is enough
@@ -34,8 +35,9 @@ PAIRS = 6  # of frames that a step reaches: 11 frames and one that counts for no
 class Transforms:
     """Real matrices of the transforms; a complex value is two rows or columns, real part first.
 
-    ``bins`` (2 · 28 · 2 phases, 97) and ``time`` (32 · 2, 32 · 2) lead into the frequency domain, ``time_back``
-    (22 · 2, 32 · 2) and ``bins_back`` (49, 2 · 28) out of it; ``kernel`` (32 · 28 · 2, 11 · 11) is for the kernel.
+    ``bins`` (2 · 28, 49), the same for both phases, and ``time`` (32 · 2, 32 · 2) lead into the frequency domain,
+    ``time_back`` (22 · 2, 32 · 2) and ``bins_back`` (49, 2 · 28) out of it; ``kernel`` (32 · 28 · 2, 11 · 11) is for
+    the kernel.
     """
 
     bins: Matrix
@@ -69,10 +71,7 @@ def first_convolution(kernel: Matrix) -> tuple[Matrix, Matrix, Matrix]:
 
 def transforms() -> Transforms:
     """The matrices of the discrete Fourier transforms."""
-    ahead = [_dft(np.arange(HALF), np.arange(len(range(phase, BINS_IN, 2))), N_BINS, -1) for phase in (0, 1)]
-    bins = np.zeros((2, HALF, 2, BINS_IN))
-    for phase, dft in enumerate(ahead):
-        bins[0, :, phase, phase::2], bins[1, :, phase, phase::2] = dft.real, dft.imag
+    ahead = _dft(np.arange(HALF), np.arange(PAIRS_OF_BINS), N_BINS, -1)
     tile, reach = np.arange(N_TIME), np.arange(-5, 6)
     back = _back(BINS_OUT, N_BINS)
     # A correlation: the kernel's transform has the other sign.
@@ -82,7 +81,7 @@ def transforms() -> Transforms:
         *(
             matrix.astype(np.float32)
             for matrix in (
-                bins.reshape(-1, BINS_IN),
+                np.concatenate([ahead.real, ahead.imag]),
                 _as_real(_dft(tile, tile, N_TIME, -1)),
                 _as_real(_dft(np.arange(STEP), tile, N_TIME, 1) / N_TIME),
                 np.stack([back.real, -back.imag], 1).reshape(BINS_OUT, -1),

@@ -68,6 +68,7 @@ class SpectralConv(nn.Module):
         """(B, T, 49, out) of x (B, T, 97, in), in its type."""
         batch, n_steps, _, channels = x.shape
         n_tiles = -(-n_steps // STEP)
+        x = F.pad(x, (0, 0, 0, 1)).view(batch, n_steps, -1, 2 * channels)  # pairs of an even and an odd bin
         x = F.pad(self.bins.to(x.dtype) @ x, (0, 0, 0, 0, 5, n_tiles * STEP + 5 - n_steps))
         x = x.flatten(2).unfold(1, N_TIME, STEP).transpose(2, 3)  # overlapping tiles
         x = self.time.to(x.dtype) @ x.reshape(batch * n_tiles, 2 * N_TIME, -1)
