@@ -1,4 +1,4 @@
-"""What uvicorn's connections lack: an end to those that never ask, and an answer to what is no request."""
+"""What uvicorn's connections lack: an end to those that never ask or never end, and an answer to what is no request."""
 
 import asyncio
 from http import HTTPStatus
@@ -12,22 +12,25 @@ from responses import error_response
 
 
 class HttpConnection(H11Protocol):
-    """uvicorn's, but the head of a request has to come within ``timeout_keep_alive`` seconds."""
+    """uvicorn's, but the head of a request has to come within ``timeout_keep_alive`` seconds, and so has the rest of a
+    body whose request has been answered."""
 
-    _heads_end: asyncio.TimerHandle | None = None
+    _end: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The first head is waited for."""
         super().connection_made(transport)
-        self._expect_head()
+        self._expect_the_rest()
 
     def data_received(self, data: bytes) -> None:
-        """A head is complete, or begun, or neither."""
+        """A head is complete, or begun, or neither; or a body goes on that nobody wants any more."""
+        in_body = self.conn.their_state is h11.SEND_BODY
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
+        theirs, ours = self.conn.their_state, self.conn.our_state
+        if self.conn.trailing_data[0] if theirs is h11.IDLE else (theirs, ours) == (h11.SEND_BODY, h11.DONE):
+            self._expect_the_rest()
+        elif in_body or theirs is not h11.IDLE:
             self._stop_expecting()
-        elif self.conn.trailing_data[0]:
-            self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
@@ -41,17 +44,17 @@ class HttpConnection(H11Protocol):
             self.transport.write(_on_the_wire(error_response(400, "BadRequest", detail)))
         self.transport.close()
 
-    def _expect_head(self) -> None:
-        if self._heads_end is None:
-            self._heads_end = self.loop.call_later(self.timeout_keep_alive, self._give_up)
+    def _expect_the_rest(self) -> None:
+        if self._end is None:
+            self._end = self.loop.call_later(self.timeout_keep_alive, self._give_up)
 
     def _stop_expecting(self) -> None:
-        if self._heads_end is not None:
-            self._heads_end.cancel()
-            self._heads_end = None
+        if self._end is not None:
+            self._end.cancel()
+            self._end = None
 
     def _give_up(self) -> None:
-        if self.conn.trailing_data[0]:  # else it has not said a word
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:  # else it has not said a word, or too many
             expected = f"expected the head of a request within {self.timeout_keep_alive:g} s"
             self.transport.write(_on_the_wire(error_response(408, "RequestTimeout", f"{expected}, found a part")))
         self.transport.close()

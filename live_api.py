@@ -5,13 +5,15 @@ sends more is slowed down by its own connection. Vosk's: https://alphacephei.com
 """
 
 import asyncio
+import itertools
 import json
 import logging
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from fastapi import APIRouter, WebSocket
@@ -27,6 +29,7 @@ from speech.beam import NONE_HOT, Weights
 from speech.ctc import Word
 from speech.errors import NotReady, SpeechError
 from speech.formats import MAX_RATE, MIN_RATE, Resampler
+from speech.hot_words import MAX_HOT_WORDS
 from speech.streaming import LiveTranscriber, Utterance
 
 STREAM, VOSK = "/v1/audio/stream", "/vosk"
@@ -37,6 +40,10 @@ TICK = 0.5  # seconds in which a waiting connection sees that the service is sto
 # Why a connection is closed: RFC 6455, 7.4.1, and https://www.iana.org/assignments/websocket
 DONE, WRONG_TYPE, INVALID, BROKEN, RESTART, OVERLOADED, TIMED_OUT = 1000, 1003, 1007, 1011, 1012, 1013, 3008
 CLOSE = {500: BROKEN, 503: OVERLOADED, 504: OVERLOADED}  # by the HTTP status of the error
+
+MAX_PHRASE_WORDS = 10 * MAX_HOT_WORDS  # of Vosk's phrase list, that are looked at
+
+Utterances = AsyncGenerator[Utterance, None]
 
 log = logging.getLogger("api")
 
@@ -61,33 +68,43 @@ def create_live_router(service: Service) -> APIRouter:
     async def vosk(socket: WebSocket) -> None:
         await _serve(VoskConnection(socket, service))
 
+    @router.websocket("/{path:path}")
+    async def nowhere(socket: WebSocket) -> None:
+        with _logged(socket) as values:
+            values["status"] = 404
+            await _deny(socket, error_response(404, "NotFound", "Not Found"))
+
     return router
+
+
+@contextmanager
+def _logged(socket: WebSocket) -> Iterator[dict[str, Any]]:
+    """One line in the log for a connection, of these values as they are at its end."""
+    host, port = socket.client or ("-", 0)
+    values = {"path": quote(socket.scope["path"]), "status": DONE, "audio_seconds": 0.0, "utterances": 0}
+    token = request_id.set(uuid.uuid4().hex)
+    try:
+        yield values
+    finally:
+        values |= {"client": f"{host}:{port}"}
+        log.info("WS %(path)s %(status)d %(audio_seconds).1f s, %(utterances)d utterances from %(client)s", values)
+        request_id.reset(token)
 
 
 async def _serve(connection: "Connection") -> None:
     """Refuse the connection at its handshake, or serve it until it ends; one line in the log."""
-    socket, service, code = connection.socket, connection.service, DONE
-    token = request_id.set(uuid.uuid4().hex)
-    try:
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(service.stream())
-            except SpeechError as error:
-                code = speech_error_response(error).status_code
-                return await _deny(socket, speech_error_response(error))
+    socket = connection.socket
+    with _logged(socket) as values, ExitStack() as stack:
+        try:
+            stack.enter_context(connection.service.stream())
+        except SpeechError as error:
+            values["status"] = speech_error_response(error).status_code
+            return await _deny(socket, speech_error_response(error))
+        try:
             await socket.accept()
-            code = await _converse(connection)
-    finally:
-        host, port = socket.client or ("-", 0)
-        values = {
-            "path": socket.scope["path"],
-            "status": code,
-            "audio_seconds": connection.seconds,
-            "utterances": connection.utterances,
-            "client": f"{host}:{port}",
-        }
-        log.info("WS %(path)s %(status)d %(audio_seconds).1f s, %(utterances)d utterances from %(client)s", values)
-        request_id.reset(token)
+            values["status"] = await _converse(connection)
+        finally:
+            values |= {"audio_seconds": connection.seconds, "utterances": connection.utterances}
 
 
 async def _deny(socket: WebSocket, response: Response) -> None:
@@ -155,11 +172,12 @@ class Connection(ABC):
         """A new partial text."""
 
     @abstractmethod
-    async def answer(self, ended: Sequence[Utterance]) -> None:
-        """What is said to a message of sound, in which these utterances ended."""
+    async def answer(self, ended: Utterances) -> None:
+        """What is said to a message of sound, in which these utterances end. What had ended is said as well if the
+        next one cannot be heard."""
 
     @abstractmethod
-    async def end(self, ended: Sequence[Utterance]) -> None:
+    async def end(self, ended: Utterances) -> None:
         """The last words, after the end of the sound."""
 
     async def run(self) -> None:
@@ -167,13 +185,16 @@ class Connection(ABC):
         while True:
             message = await self._receive()
             if isinstance(message, bytes):
-                await self.answer(await self._hear(message))
+                async with aclosing(self._hear(message)) as ended:
+                    await self.answer(ended)
             elif message is None:
-                await self.answer(await self._last())
+                async with aclosing(self._last()) as ended:
+                    await self.answer(ended)
                 raise NotReady("expected a running service, found one that is stopping")
             elif not self._take(_parsed(message)):
                 break
-        await self.end(await self._last())
+        async with aclosing(self._last()) as ended:
+            await self.end(ended)
         if self._odd:
             raise Refused(INVALID, "expected whole 16-bit samples, found an odd number of bytes")
 
@@ -208,26 +229,26 @@ class Connection(ABC):
             raise Refused(INVALID, f"expected sound or eof after sound, found {message!r:.99}")
         return self.configure(message)
 
-    async def _hear(self, data: bytes) -> list[Utterance]:
+    async def _hear(self, data: bytes) -> Utterances:
         if self._resampler is None:
             raise Refused(WRONG_TYPE, "expected a text message with the sample_rate first, found a binary one")
-        ended: list[Utterance] = []
         for start in range(0, len(data), SLICE):
             part = self._odd + data[start : start + SLICE]
             whole = len(part) // 2 * 2
             self._odd = part[whole:]
             samples = from_pcm16(np.frombuffer(part, "<i2", whole // 2)).samples
             self.seconds += len(samples) / self._rate
-            ended += await self.live.accept(self._resampler.push(samples))
+            async for utterance in self.live.accept(self._resampler.push(samples)):
+                self.utterances += 1
+                yield utterance
             await asyncio.sleep(0)
-        self.utterances += len(ended)
-        return ended
 
-    async def _last(self) -> list[Utterance]:
+    async def _last(self) -> Utterances:
         tail = self._resampler.end() if self._resampler else np.empty(0, np.float32)
-        ended = [*await self.live.accept(tail), *await self.live.end()]
-        self.utterances += len(ended)
-        return ended
+        for ended in (self.live.accept(tail), self.live.end()):
+            async for utterance in ended:
+                self.utterances += 1
+                yield utterance
 
     async def _receive(self) -> str | bytes | None:
         """The next message, or None if the service is stopping. Raises Refused if none comes for too long."""
@@ -270,9 +291,9 @@ class OurConnection(Connection):
         self._shown = True
         await self.send({"type": "partial", "text": partial})
 
-    async def answer(self, ended: Sequence[Utterance]) -> None:
+    async def answer(self, ended: Utterances) -> None:
         """A final message for each utterance in which something was said, or seemed to be."""
-        for utterance in ended:
+        async for utterance in ended:
             said = utterance.transcript
             if not said.text and not self._shown:
                 continue
@@ -280,7 +301,7 @@ class OurConnection(Connection):
             words = [{"word": w.text, **_times(w), "probability": round(w.confidence, 4)} for w in said.words]
             await self.send({"type": "final", "text": said.text, **_times(utterance), "words": words})
 
-    async def end(self, ended: Sequence[Utterance]) -> None:
+    async def end(self, ended: Utterances) -> None:
         """The last final messages, and how many seconds were heard."""
         await self.answer(ended)
         await self.send({"type": "done", "duration": round(self.seconds, 3)})
@@ -302,8 +323,7 @@ class VoskConnection(Connection):
         self._with_words = bool(config.get("words", self._with_words))
         phrases = _strings(config, "phrase_list")
         if self.service.takes_hot_words:
-            words = dict.fromkeys(word for phrase in phrases for word in phrase.split())
-            self.set_hot_words("phrase_list", [word for word in words if word != "[unk]"])
+            self.hot_words = self._preferred(phrases)
         if "sample_rate" in config:
             self.set_rate(config["sample_rate"])
         return True
@@ -311,13 +331,38 @@ class VoskConnection(Connection):
     async def show(self, partial: str) -> None:
         """It goes with the next answer."""
 
-    async def answer(self, ended: Sequence[Utterance]) -> None:
+    async def answer(self, ended: Utterances) -> None:
         """The utterances that ended as one result, or the partial text."""
-        await self.send(self._result(ended) if ended else {"partial": self.live.partial})
+        found = await self._together(ended)
+        await self.send(self._result(found) if found else {"partial": self.live.partial})
 
-    async def end(self, ended: Sequence[Utterance]) -> None:
+    async def end(self, ended: Utterances) -> None:
         """The last result."""
-        await self.send(self._result(ended))
+        await self.send(self._result(await self._together(ended)))
+
+    def _preferred(self, phrases: Sequence[str]) -> Weights:
+        """The words of a phrase list: as Vosk does, those that cannot be heard are left out."""
+        words = dict.fromkeys(word for phrase in phrases for word in phrase.split())
+        words.pop("[unk]", None)
+        found: dict[str, float] = {}
+        for word in itertools.islice(words, MAX_PHRASE_WORDS):
+            with suppress(ValueError):
+                found |= self.service.read_hot_words([word])
+        if len(found) < len(words) or len(found) > MAX_HOT_WORDS:
+            kept = min(len(found), MAX_HOT_WORDS)
+            log.info("%s: %d of the %d words of the phrase list are preferred", VOSK, kept, len(words))
+        return dict(itertools.islice(found.items(), MAX_HOT_WORDS))
+
+    async def _together(self, ended: Utterances) -> list[Utterance]:
+        found: list[Utterance] = []
+        try:
+            async for utterance in ended:
+                found.append(utterance)
+        except SpeechError:
+            if found:
+                await self.send(self._result(found))
+            raise
+        return found
 
     def _result(self, ended: Sequence[Utterance]) -> dict[str, Any]:
         words: list[Word] = [word for utterance in ended for word in utterance.transcript.words]

@@ -135,7 +135,7 @@ class Service:
         if self.draining:
             raise NotReady("expected a running service, found one that is stopping", retry_after=5)
         if self._batcher is None:
-            raise self._problem
+            raise self._problem.with_traceback(None)  # else each raise adds to what the one before holds on to
 
     async def check_room(self) -> None:
         """Raise as `check_ready`, or QueueFull: known before a byte of the upload is read.

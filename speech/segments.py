@@ -25,9 +25,10 @@ class Segment:
 def segments(words: Sequence[Word], max_gap: float = MAX_GAP, max_seconds: float = MAX_SECONDS) -> tuple[Segment, ...]:
     """The words cut where more than ``max_gap`` seconds are silent; what then lasts longer than ``max_seconds`` is
     cut at the longest pause of its second half. Only a single word can be a longer segment."""
+    pauses = [i for i, (a, b) in enumerate(pairwise(words), start=1) if b.start - a.end > max_gap]
     found = []
-    for breath in cut(words, lambda run: all(b.start - a.end <= max_gap for a, b in pairwise(run))):
-        found += cut(breath, lambda run: run[-1].end - run[0].start <= max_seconds, at_pause=True)
+    for begin, end in pairwise([0, *pauses, len(words)]):
+        found += cut(words[begin:end], lambda run: run[-1].end - run[0].start <= max_seconds, at_pause=True)
     return tuple(join(run) for run in found)
 
 

@@ -6,7 +6,7 @@ far as it goes (a partial text), and once more when it has ended (a final one, w
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -137,6 +137,11 @@ class Endpointer:
         return found
 
     @property
+    def seconds(self) -> float:
+        """Seconds of sound that were looked at."""
+        return (self._start + len(self._steps) * STEP) / SAMPLE_RATE
+
+    @property
     def running(self) -> Piece | None:
         """The utterance so far, or None between two of them."""
         return Piece(Waveform(np.concatenate(self._steps)), self._start / SAMPLE_RATE) if self._speaking else None
@@ -189,24 +194,28 @@ class LiveTranscriber:
         self._heard = 0.0  # seconds of the stream that the latest partial text covers
         self.partial = ""  # text of the running utterance so far
 
-    async def accept(self, samples: Samples) -> list[Utterance]:
-        """The utterances that end with these samples, float32 (n,) at 22050 Hz. Raises what ``transcribe`` raises."""
-        ended = self._endpointer.push(samples)
-        if ended:
-            return await self._finish(ended)
-        running = self._endpointer.running
+    async def accept(self, samples: Samples) -> AsyncGenerator[Utterance, None]:
+        """The utterances that end with these samples, float32 (n,) at 22050 Hz, each as soon as it is heard.
+
+        Raises what ``transcribe`` raises.
+        """
+        if ended := self._endpointer.push(samples):
+            async for utterance in self._finish(ended):
+                yield utterance
+            return
         if self._partial and self._partial.done():
             self._partial.result()
             self._partial = None
-        if running and not self._partial and running.end - self._heard >= PARTIAL:
+        much = self._endpointer.seconds - self._heard >= PARTIAL
+        if much and not self._partial and (running := self._endpointer.running):
             self._heard = running.end
             self._partial = asyncio.create_task(self._hear_partial(running))
-        return []
 
-    async def end(self) -> list[Utterance]:
+    async def end(self) -> AsyncGenerator[Utterance, None]:
         """The last utterance, if there is one."""
-        last = self._endpointer.end()
-        return await self._finish([last] if last else [])
+        if last := self._endpointer.end():
+            async for utterance in self._finish([last]):
+                yield utterance
 
     async def close(self) -> None:
         """Give up the partial text that is being made."""
@@ -215,16 +224,14 @@ class LiveTranscriber:
             await asyncio.gather(self._partial, return_exceptions=True)
             self._partial = None
 
-    async def _finish(self, ended: list[Piece]) -> list[Utterance]:
+    async def _finish(self, ended: list[Piece]) -> AsyncGenerator[Utterance, None]:
         await self.close()
         self.partial = ""
-        found = []
         for piece in ended:
             transcript = piece.place(await self._transcribe(piece.waveform))
             words = transcript.words
             start, end = (words[0].start, words[-1].end) if words else (piece.start, piece.end)
-            found.append(Utterance(transcript, start, end))
-        return found
+            yield Utterance(transcript, start, end)
 
     async def _hear_partial(self, running: Piece) -> None:
         with suppress(SpeechError):

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from starlette.testclient import TestClient
 from api import create_app
 from config import Settings
 from predictor import SpeechPredictor
+from service import Service
+from speech.errors import ModelNotFound
 from tests.conftest import FakeEngine, make_sound, make_wav, upload
 
 GOOD = make_wav(make_sound(1.0))
@@ -112,6 +115,18 @@ def test_a_missing_model_starts_and_says_how_to_get_one(settings: Settings, tmp_
             assert "STT_MODEL" in detail
             assert str(tmp_path) not in detail
         assert client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_refusals_without_a_model_hold_on_to_nothing(settings: Settings, tmp_path: Path):
+    """The one error that is raised each time kept the frames of every time, and with them requests."""
+    service = Service(settings.model_copy(update={"model": str(tmp_path / "none")}))
+    service.start().result(10)
+    depths = set()
+    for _ in range(3):
+        with pytest.raises(ModelNotFound) as caught:
+            service.check_ready()
+        depths.add(len([*traceback.walk_tb(caught.value.__traceback__)]))
+    assert len(depths) == 1
 
 
 def test_a_model_that_fails_is_a_500_without_its_traceback(settings: Settings):

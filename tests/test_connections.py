@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import uvicorn
@@ -105,6 +105,33 @@ def test_a_head_in_two_parts_is_heard_and_the_connection_kept(server: uvicorn.Se
             while not answer.endswith(b"hello"):
                 answer += slow.recv(65536)
             assert answer.startswith(b"HTTP/1.1 200")
+
+
+def test_a_body_that_nobody_wants_may_not_drip_for_ever(server: uvicorn.Server):
+    with connection(server) as slow:
+        slow.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"hello"):
+            answer += slow.recv(65536)
+        began = time.monotonic()
+        with suppress(ConnectionError):
+            while time.monotonic() < began + 20 * PATIENCE:
+                slow.sendall(b"x")
+                time.sleep(PATIENCE / 10)
+        assert time.monotonic() < began + 10 * PATIENCE
+
+
+def test_after_a_body_that_nobody_wanted_the_connection_is_kept(server: uvicorn.Server):
+    with connection(server) as slow:
+        for _ in range(3):
+            slow.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345")
+            time.sleep(PATIENCE / 4)
+            slow.sendall(b"6")
+            time.sleep(PATIENCE / 4)
+            slow.sendall(b"7890")
+            answer = b""
+            while not answer.endswith(b"hello"):
+                answer += slow.recv(65536)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,10 @@ from api import create_app
 from config import Settings
 from live_api import STREAM, VOSK
 from predictor import SpeechPredictor
+from service import Service
 from speech.audio import decode_wav
+from speech.ctc import Transcript
+from speech.errors import QueueFull
 from speech.formats import resample
 from tests.conftest import FakeEngine, upload
 from tests.test_server import ROOT, Process
@@ -298,6 +301,69 @@ def test_a_network_that_fails_or_is_late(
             with pytest.raises(WebSocketDisconnect) as caught:
                 socket.receive_text()
     assert caught.value.code == close
+
+
+class FailsLater:
+    """Fails once it has been given so many clips with sound."""
+
+    def __init__(self, last: int) -> None:
+        self.left = last
+
+    def __call__(self, frames: np.ndarray) -> bool:
+        self.left -= bool(frames.any())
+        return self.left < 0
+
+
+@pytest.mark.parametrize("size", [8192, 2**20])
+def test_what_was_heard_is_sent_though_the_next_cannot_be(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, size: int
+):
+    """Three utterances in one message or in many; the network fails at the third."""
+
+    async def no_preview(*_: object) -> Transcript:
+        raise QueueFull("no partial texts: they would count as well")
+
+    monkeypatch.setattr(Service, "preview", no_preview)
+    sound = pcm(HELLO[:22050], PAUSE, HELLO[:22050], PAUSE, HELLO[:22050], PAUSE)
+    for path, first in ((STREAM, '{"sample_rate": 22050}'), (VOSK, '{"config": {"sample_rate": 22050}}')):
+        with TestClient(create_app(settings, SpeechPredictor(FakeEngine(FailsLater(2))))) as client:
+            upload(client, b"")  # waits for the model
+            with client.websocket_connect(path) as socket:
+                socket.send_text(first)
+                for start in range(0, len(sound), size):
+                    socket.send_bytes(sound[start : start + size])
+                found: list[dict[str, Any]] = []
+                with pytest.raises(WebSocketDisconnect) as caught:
+                    found.extend(iter(socket.receive_json, None))
+        assert caught.value.code == 1011
+        found = [message for message in found if "partial" not in (*message, message.get("type"))]
+        *finals, error = found
+        assert error["error"]["code"] == "inference_failed"
+        if path == VOSK and size == 2**20:
+            assert [bool(message["text"]) for message in finals] == [True]  # both as one result
+        else:
+            assert [bool(message["text"]) for message in finals] == [True, True]
+
+
+@pytest.mark.parametrize("path", ["/", "/nope%0A", "/vosk/", "/v1/realtime", "/ui"])
+def test_there_is_no_such_path(server: Process, path: str):
+    with pytest.raises(InvalidStatus) as caught:
+        open_stream(server, path)
+    response = caught.value.response
+    assert (response.status_code, json.loads(response.body)["code"]) == (404, "NotFound")
+    server.wait_for(f"WS {path} 404")
+
+
+def test_vosks_phrase_list_is_taken_as_far_as_it_can_be(server: Process):
+    """Programs send what they have: digits, dashes, hundreds of words."""
+    phrases = [
+        "turn left 90 degrees - now",
+        "[unk]",
+        *("w" + "abcdefghijklmno"[n // 10] * (n % 10 + 1) for n in range(150)),
+    ]
+    config = json.dumps({"config": {"sample_rate": 22050, "phrase_list": phrases}})
+    assert vosk(server, config, pcm(HELLO), 2**20)[-1]["text"]
+    server.wait_for("/vosk: 100 of the 156 words of the phrase list are preferred")
 
 
 def test_sigterm_sends_the_last_final_and_closes_with_1012(tmp_path: Path):

@@ -435,6 +435,22 @@ def test_a_dead_service_is_told(start: Callable[..., Chrome], tmp_path: Path):
     wait(page, lambda: "cannot be reached" in find(page, "#error").text)
 
 
+def test_the_microphone_is_off_again_if_recording_cannot_begin(start: Callable[..., Chrome], tmp_path: Path):
+    server, page = Process(tmp_path), start()
+    try:
+        page.get(f"{server.url}/ui/")
+    finally:
+        server.stop()
+    page.execute_script(
+        "const devices = navigator.mediaDevices, get = devices.getUserMedia.bind(devices);"
+        "devices.getUserMedia = async (wanted) => window.given = await get(wanted);"
+    )
+    find(page, "#record").click()
+    wait(page, lambda: "cannot be reached" in find(page, "#error").text)
+    assert find(page, "#record").get_attribute("aria-pressed") == "false"
+    assert page.execute_script("return given.getTracks().map((track) => track.readyState)") == ["ended"]
+
+
 def test_a_key_is_asked_for(start: Callable[..., Chrome], tmp_path: Path):
     server, page = Process(tmp_path, STT_API_KEYS=KEY), start()
     try:

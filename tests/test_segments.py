@@ -101,6 +101,25 @@ def test_no_words_are_no_segments():
     assert segments(()) == ()
 
 
+class Handed(list[Word]):
+    """Words that count how many of themselves are handed out."""
+
+    count = 0
+
+    def __getitem__(self, place):
+        found = super().__getitem__(place)
+        Handed.count += len(found) if isinstance(place, slice) else 1
+        return Handed(found) if isinstance(place, slice) else found
+
+
+def test_a_long_breath_costs_no_more_for_each_word():
+    """An hour without a pause took a minute, when each word looked at all before it again."""
+    Handed.count = 0
+    found = segments(Handed(said("w " * 5000)))
+    assert sum(len(s.words) for s in found) == 5000
+    assert Handed.count < 50 * 5000
+
+
 @given(st.lists(st.tuples(st.floats(0, 3), st.floats(0.01, 9)), max_size=60), st.floats(0.1, 2), st.floats(0.5, 10))
 def test_segments_hold_every_word_and_keep_their_limits(times, max_gap: float, max_seconds: float):
     words, now = [], 0.0

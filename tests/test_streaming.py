@@ -188,9 +188,9 @@ class Heard:
         async def run() -> list[Utterance]:
             live, found = LiveTranscriber(self.transcribe, self.preview, self.show), []
             for block in blocks(samples, 2 * STEP):
-                found += await live.accept(block)
+                found += [utterance async for utterance in live.accept(block)]
                 await asyncio.sleep(pause)
-            found += await live.end()
+            found += [utterance async for utterance in live.end()]
             assert live.partial == ""
             assert len(asyncio.all_tasks()) == 1  # nothing is left behind
             return found

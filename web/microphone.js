@@ -1,4 +1,6 @@
 // The microphone as 16-bit PCM, and PCM as a WAV file.
+import { Failure, UNREACHABLE } from "./server.js";
+
 const REFUSED = {
   NotAllowedError: "The microphone was refused. Allow it for this page in the browser's settings.",
   NotFoundError: "No microphone was found.",
@@ -16,6 +18,15 @@ export class Microphone {
     } catch (error) {
       throw new Error(REFUSED[error.name] ?? `The microphone cannot be used: ${error.message}`);
     }
+    try {
+      return await this.listen(heard);
+    } catch (error) {
+      await this.release(); // else it stays on
+      throw error;
+    }
+  }
+
+  async listen(heard) {
     let source;
     try {
       this.context = new AudioContext({ sampleRate: 22050 }); // what the model hears
@@ -25,7 +36,7 @@ export class Microphone {
       this.context = new AudioContext();
       source = this.context.createMediaStreamSource(this.stream);
     }
-    await this.context.audioWorklet.addModule("worklet.js");
+    await this.context.audioWorklet.addModule("worklet.js").catch(() => { throw new Failure(UNREACHABLE); });
     this.node = new AudioWorkletNode(this.context, "pcm", { channelCount: 1, channelCountMode: "explicit" });
     this.ended = new Promise((resolve) => {
       this.node.port.onmessage = ({ data }) => (data ? heard(data) : resolve());
@@ -37,8 +48,12 @@ export class Microphone {
   async close() {
     this.node.port.postMessage("end");
     await this.ended;
+    await this.release();
+  }
+
+  async release() {
     this.stream.getTracks().forEach((track) => track.stop());
-    await this.context.close();
+    await this.context?.close();
   }
 }
 

@@ -6,6 +6,8 @@ export const key = {
   set: (value) => sessionStorage.setItem("key", value),
 };
 
+export const UNREACHABLE = "The service cannot be reached. Is it running, and are you connected?";
+
 export class Failure extends Error {
   constructor(message, status = 0) {
     super(message);
@@ -19,7 +21,7 @@ async function ask(path, options = {}) {
   try {
     response = await fetch(at(path), { ...options, headers });
   } catch {
-    throw new Failure("The service cannot be reached. Is it running, and are you connected?");
+    throw new Failure(UNREACHABLE);
   }
   if (response.ok) return response;
   const body = await response.json().catch(() => ({}));

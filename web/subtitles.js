@@ -23,6 +23,15 @@ function cut(words, fits, atPause = false) {
   return runs;
 }
 
+function breaths(words) {
+  const runs = [];
+  for (let begin = 0, end = 1; begin < words.length; begin = end++) {
+    while (end < words.length && words[end].start - words[end - 1].end <= GAP) end++;
+    runs.push(words.slice(begin, end));
+  }
+  return runs;
+}
+
 function wrap(words, width) {
   const lines = [];
   for (const { word } of words) {
@@ -43,7 +52,7 @@ function balanced(words) {
 }
 
 function cues(words) {
-  const parts = cut(words, (run) => run.at(-1).start - run.at(-2).end <= GAP)
+  const parts = breaths(words)
     .flatMap((breath) => cut(breath, (run) => run.at(-1).end - run[0].start <= LONGEST, true))
     .flatMap((segment) => cut(segment, (run) => wrap(run, LINE).length <= LINES, true));
   const begins = parts.map((part) => ms(part[0].start));
