@@ -44,6 +44,17 @@ def test_what_cannot_be_averaged_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "c").exists()
 
 
+def test_a_model_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Its language model and weights of the search would be those of another."""
+    good = checkpoint(tmp_path / "a", 1.0, 1)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.keras").write_bytes(b"")
+    with pytest.raises(SystemExit, match="1"):
+        main([good, good, "--out", str(tmp_path / "model")])
+    assert "without model.keras" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "model").iterdir()] == ["model.keras"]
+
+
 def test_what_is_no_checkpoint_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     good = checkpoint(tmp_path / "a", 1.0, 1)
     junk, other = tmp_path / "junk.pt", tmp_path / "other.pt"

@@ -3,6 +3,7 @@
 import gzip
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from config import Settings
 from speech.alphabet import CHARACTERS
 from speech.engine import load_onnx
 from speech.errors import ModelError, ModelMismatch
@@ -147,6 +149,8 @@ def test_the_command_line_says_what_it_found(old: dict[str, Path], tmp_path: Pat
     said = capsys.readouterr().out
     assert "speech.h5, Keras 2.15.0: 2 layers of 4 units" in said
     assert "32 outputs; vocabulary of 30 characters from num_to_char.pkl" in said
+    model = re.search("STT_MODEL to (.*)", said)[1]
+    assert (Settings(model=model).model_folder / "model.keras").exists()  # it is not in Models/
 
 
 # The vocabulary

@@ -263,6 +263,8 @@ def test_no_utterances_and_no_model_are_one_line(tiny_model: Path, tmp_path: Pat
         [str(tiny_model), str(tmp_path)],
         [str(tmp_path / "none"), str(tmp_path)],
         [str(tiny_model), "/none"],
+        [str(tiny_model), str(tmp_path), "--json", str(tmp_path)],
+        [str(tiny_model), str(tmp_path), "--plot", str(tmp_path / "a.foo")],
     ):
         with pytest.raises(SystemExit) as left:
             main(arguments)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from speech.errors import ModelMismatch, ModelNotFound
 from speech.language_model import BEGIN, END, FIRST_WORD, UNKNOWN, LanguageModel, read_language_model
-from training.language_model import discounts, main, perplexity, read_texts, train, write
+from training.language_model import discounts, main, perplexity, read_texts, train, without, write
 
 ROUNDED = 0.005  # nats: the file stores steps of 1 / 256, and a score adds up two or three
 
@@ -111,6 +111,19 @@ def test_a_text_of_one_word_is_a_die_with_two_sides(tmp_path: Path) -> None:
     """With 1 word forever, only word and END are probable, each after every word half the time."""
     model = build(tmp_path / "lm.npz", ["no no"] * 500, order=2, prune=(0, 0))
     assert perplexity(model, ["no no"])["perplexity"] == pytest.approx(2 ** (2 / 3), rel=0.02)
+
+
+def test_what_was_spoken_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also with numbers in words, and as a sentence of a paragraph; common words alone are no reason."""
+    spoken = "in nineteen eighty four the boy bought a rose for his mother"
+    (tmp_path / "manifest.csv").write_text(f"path,text,split\na.wav,{spoken},train\nb.wav,Good morning,train\n")
+    kept = ["The boy bought a house", "good morning to you"]
+    lines = ["In 1984 the boy bought a rose for his mother!", "good morning", f"He said: {spoken}. And left.", *kept]
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    assert without(lines, [spoken, "good morning"]) == kept
+    main([f"{tmp_path}/text.txt", "--out", f"{tmp_path}/lm.npz", "--without", f"{tmp_path}/manifest.csv"])
+    assert "3 of 5 texts left out" in capsys.readouterr().out
+    assert "rose" not in read_language_model(tmp_path / "lm.npz").words
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

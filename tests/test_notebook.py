@@ -75,7 +75,8 @@ def test_it_runs_from_top_to_bottom(notebook: nbformat.NotebookNode, tmp_path: P
     corpus, run = tmp_path / "made", tmp_path / "runs" / "tiny"
     synthesize([str(text), "--out", str(corpus), "--clips", "8", "--dev", "0.25", "--engines", "espeak-ng"])
     run.mkdir(parents=True)
-    (run / "checkpoint.pt").write_bytes(b"of another run")  # LOAD_CHECKPOINT is False: nobody reads it
+    for name in ("checkpoint.pt", "model.keras", "card.json"):
+        (run / name).write_bytes(b"of another run")  # LOAD_CHECKPOINT is False: nobody reads it
 
     (place,) = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
     settings = (

@@ -60,13 +60,38 @@ def test_texts_of_all_layouts(tmp_path: Path):
     (tmp_path / "metadata.csv").write_text("a|In 2|In two\n")
     (tmp_path / "lines.txt").write_text("One, two\n")
     assert read_lines(tmp_path / "manifest.csv") == ["One, two"]
-    assert read_lines(tmp_path / "metadata.csv") == ["In two\n"]
-    assert read_lines(tmp_path / "lines.txt") == ["One, two\n"]
+    assert read_lines(tmp_path / "metadata.csv") == ["In two"]
+    assert read_lines(tmp_path / "lines.txt") == ["One, two"]
     assert read_lines(tmp_path) == ["One, two", ""]
     (tmp_path / "excel.csv").write_text('text,path\n"One, two",a.wav\n', encoding="utf-8-sig")
     (tmp_path / "mark.txt").write_text("One, two\n", encoding="utf-8-sig")
     assert read_lines(tmp_path / "excel.csv") == ["One, two"]
-    assert read_lines(tmp_path / "mark.txt") == ["One, two\n"]
+    assert read_lines(tmp_path / "mark.txt") == ["One, two"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "texts"),
+    [
+        ("h1|good morning|bob\nh2|good evening|bob\n", ["good morning", "good evening"]),
+        ("h1|good|\nh2|in 2 and 3|in two and three\n", ["good", "in two and three"]),
+        ("one | two\nthree\n", ["one|two", "three"]),
+    ],
+)
+def test_the_column_with_the_text_is_found(tmp_path: Path, lines: str, texts: list[str]):
+    (tmp_path / "lines.csv").write_text(lines)
+    assert read_lines(tmp_path / "lines.csv") == texts
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_other_marks_between_columns_are_refused(tmp_path: Path, mark: str):
+    (tmp_path / "lines.csv").write_text(f"path{mark}text\na.wav{mark}hello\n")
+    with pytest.raises(ValueError, match="expected commas"):
+        read_lines(tmp_path / "lines.csv")
+
+
+def test_capitals_are_no_letters_to_spell():
+    assert speakable("THEY TOLD US IN 2001") == "they told us in two thousand and one"
+    assert speakable("US") == "US"
 
 
 def test_a_corpus_is_what_training_reads_and_depends_on_its_seed_alone(text: Path, tmp_path: Path):

@@ -1,6 +1,7 @@
 """Training: the PyTorch twin computes what Keras computes, and a run on made-up sound learns, stops and goes on."""
 
 import csv
+import json
 import logging
 import os
 import shutil
@@ -23,8 +24,9 @@ from speech.errors import ModelMismatch
 from speech.model_card import read_card
 from training import ray_train
 from training.augment import Augmentation
-from training.dataset import batches, load_audio, load_clips, read_utterances, repeat
+from training.dataset import Clip, Utterance, batches, load_audio, load_clips, read_utterances, repeat
 from training.muon import Muon
+from training.publish import main as publish
 from training.publish import write_weights
 from training.spectral import STEP
 from training.torch_model import BiGru, Network, SpectralConv
@@ -222,8 +224,15 @@ def test_a_run_learns_stops_goes_on_and_is_published(corpus: Path, tmp_path: Pat
     assert set(heard) <= set("abcdefgh ")
     for name in ("card.json", "README.md", "curves.png", "model.onnx"):
         assert (tmp_path / "tones" / name).stat().st_size > 100
-    measured = read_card(tmp_path / "tones").reduced_precision
-    assert measured.get("clips", 0) == (len(dev) if computes_bfloat16() else 0)
+    card = read_card(tmp_path / "tones")
+    assert card.reduced_precision.get("clips", 0) == (len(dev) if computes_bfloat16() else 0)
+    recipe = tmp_path / "tones" / "recipe.json"
+    longest = sorted(clip.seconds for clip in load_splits([corpus], tmp_path / "cache")[0])[-3]
+    recipe.write_text(json.dumps({**json.loads(recipe.read_text()), "max_seconds": longest}))
+    publish([str(tmp_path / "tones"), "--data", str(corpus), "--cache", str(tmp_path / "cache")])
+    again = read_card(tmp_path / "tones").training
+    assert again["command"] == card.training["command"]
+    assert again["data"]["tones"]["clips"] < card.training["data"]["tones"]["clips"]  # the longest were left out
 
 
 def test_resuming_restores_everything(corpus: Path, tmp_path: Path):
@@ -373,8 +382,30 @@ def test_the_layouts_of_ljspeech_and_librispeech_are_read(tmp_path: Path):
     first, second = read_utterances(tmp_path / "LibriSpeech")
     assert (first.text, first.speaker, first.path) == ("GO DO YOU HEAR", "84", libri / "84-121-0000.flac")
     assert second.id == "84-121-0001"
+    assert (first.corpus, utterance.corpus) == ("librispeech", "LJSpeech-1.1")
+    libri.parents[1].rename(tmp_path / "our voices")
+    assert {u.corpus for u in read_utterances(tmp_path / "our voices")} == {"our voices"}  # only laid out like it
     with pytest.raises(FileNotFoundError, match="manifest"):
         read_utterances(tmp_path / "wherever")
+
+
+def test_a_corpus_is_named_by_its_folder_from_wherever_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "voices"
+    folder.mkdir()
+    (folder / "manifest.csv").write_text("path,text\na.wav,one\n")
+    monkeypatch.chdir(folder)
+    assert {u.corpus for given in (".", "manifest.csv", folder) for u in read_utterances(Path(given))} == {"voices"}
+
+
+def test_an_epoch_has_a_clip_however_seldom_its_corpus_is_drawn(tmp_path: Path):
+    clip = Clip(Utterance("a", tmp_path, "a", "one", "", ""), np.zeros(22050, np.int16), "a")
+    assert repeat([clip], {"one": 1e-9}, np.random.default_rng(0)) == [clip]
+
+
+def test_samples_without_a_header_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "a.raw").write_bytes(bytes(9999))
+    assert load_clips([Utterance("a", tmp_path / "a.raw", "a", "one", "", "")], tmp_path / "cache") == []
+    assert "a.raw" in caplog.text
 
 
 def test_a_manifest_as_excel_saves_it_is_read_and_one_without_its_columns_refused(tmp_path: Path):

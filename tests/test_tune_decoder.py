@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from shutil import copy
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from speech.alphabet import Alphabet
 from speech.beam import BeamDecoder, read_options
 from speech.ctc import LogProbs, decode_greedy
 from speech.language_model import read_language_model
+from speech.model_card import read_card, write_card
 from tests.conftest import make_sound, make_wav
 from training.language_model import train, write
 from training.tune_decoder import BABBLE, START, Heard, listen, load, main, priors, save, score
@@ -69,10 +71,13 @@ def test_babble_is_listened_to(tiny_model: Path, tmp_path: Path):
     assert [h.corpus == BABBLE for h in found] == [False] * 3 + [True] * 3
 
 
-def test_tuning_finds_weights_at_least_as_good_and_writes_them(heard: list[Heard], tmp_path: Path, capsys):
+def test_tuning_finds_weights_at_least_as_good_and_writes_them(
+    heard: list[Heard], tiny_model: Path, tmp_path: Path, capsys
+):
     save(heard, tmp_path / "heard.npz")
+    copy(tiny_model / "card.json", tmp_path)
     write(train(TEXTS * 2, 3, [0, 0, 0], 1), tmp_path / "lm.npz")
-    out = tmp_path / "decoder.json"
+    out = tmp_path / "new" / "decoder.json"
     main(
         [str(tmp_path), "--log-probs", str(tmp_path / "heard.npz"), "--trials", "6", "--width", "16", "--out", str(out)]
     )
@@ -86,6 +91,23 @@ def test_tuning_finds_weights_at_least_as_good_and_writes_them(heard: list[Heard
     assert "greedy" in capsys.readouterr().out
 
 
+def test_the_models_own_labels_count(heard: list[Heard], tiny_model: Path, tmp_path: Path):
+    """Of a converted model, whose characters are in another order: the same rates as with ours."""
+    ours, theirs = Alphabet(), Alphabet(" '?!abcdefghijklmnopqrstuvwxyz")
+    order = [0, *(ours.encode(character)[0] for character in theirs.characters), ours.blank]
+    turned = [Heard(LogProbs(h.log_probs.values[:, order]), h.text, h.corpus) for h in heard]
+    write(train(TEXTS * 2, 3, [0, 0, 0], 1), tmp_path / "lm.npz")
+    found = []
+    for name, characters, said in (("ours", ours.characters, heard), ("theirs", theirs.characters, turned)):
+        (tmp_path / name).mkdir()
+        write_card(replace(read_card(tiny_model), characters=characters), tmp_path / name)
+        save(said, tmp_path / name / "heard.npz")
+        given = ["--lm", tmp_path / "lm.npz", "--out", tmp_path / f"{name}.json", "--width", 16, "--trials", 2]
+        main([*map(str, [tmp_path / name, "--log-probs", tmp_path / name / "heard.npz", *given])])
+        found.append(json.loads((tmp_path / f"{name}.json").read_text())["measured"]["wer_cer_percent"])
+    assert found[0] == found[1]
+
+
 def test_weights_for_another_language_model_have_a_file_of_their_own(tmp_path: Path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path), "--lm", str(tmp_path / "other.npz")])
@@ -96,10 +118,13 @@ def test_what_cannot_be_tuned_is_said_in_a_line(tmp_path: Path, tiny_model: Path
     (tmp_path / "manifest.csv").write_text("path,text,split\nx.wav,a,train\n")
     write(train(TEXTS * 2, 3, [0, 0, 0], 1), tmp_path / "lm.npz")
     (tmp_path / "junk").write_bytes(b"junk")
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "manifest.csv").write_text("path,text,split\nx.wav,a,dev\n")
     ours = ["--lm", str(tmp_path / "lm.npz"), "--out", str(tmp_path / "out.json")]
     for given in (
         [str(tmp_path / "none"), str(tmp_path)],
         [str(tiny_model), str(tmp_path), *ours],  # no split dev
+        [str(tiny_model), str(tmp_path / "dev"), *ours, "--cache", str(tmp_path / "cache")],  # no such recordings
         [str(tiny_model), "--log-probs", str(tmp_path / "junk"), *ours],
     ):
         with pytest.raises(SystemExit, match="1"):

@@ -76,8 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     out = given.out / "checkpoint.pt"
     with one_line(parser):
-        if out.exists():
-            raise ValueError(f"expected a folder without a checkpoint as --out, found one in {given.out}")
+        for name in (out.name, WEIGHTS):
+            if (given.out / name).exists():
+                raise ValueError(f"expected a folder without {name} as --out, found one in {given.out}")
         states = [read_state(file) for file in given.checkpoints]
         if "progress" not in states[-1]:
             raise ValueError(f"expected a checkpoint as the last one, found the model {given.checkpoints[-1]}")

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from config import ROOT
 from speech.alphabet import CHARACTERS, Alphabet
 from speech.errors import ModelError, ModelMismatch, ModelNotFound, SpeechError
 from speech.model_card import WEIGHTS, ModelCard, sha256, write_card
@@ -162,7 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     origin = card.training["converted_from"]
     print(f"{origin['file']}, Keras {origin['keras_version']}: {card.rnn_layers} layers of {card.rnn_units} units")
     print(f"{card.alphabet.size} outputs; vocabulary of {len(card.characters)} characters from {origin['vocabulary']}")
-    print(f"{given.out} is ready: set STT_MODEL to {card.name}")
+    out = given.out.resolve()
+    print(f"{given.out} is ready: set STT_MODEL to {card.name if out.parent == ROOT / 'Models' else out}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from speech.alphabet import normalise_text
 from speech.audio import SAMPLE_RATE
 from speech.features import FRAME_LENGTH, FRAME_STEP
 from speech.formats import resample
+
+LIBRISPEECH = re.compile(r"LibriSpeech|(train|dev|test)-(clean|other)(-\d+)?")  # folders that it comes in
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,9 @@ def read_utterances(data: Path) -> list[Utterance]:
         return _from_ljspeech(data)
     transcripts = sorted(data.rglob("*.trans.txt"))
     if transcripts:
-        return [utterance for file in transcripts for utterance in _from_librispeech(file)]
+        folder = data.resolve()
+        corpus = "librispeech" if any(map(LIBRISPEECH.fullmatch, folder.parts)) else folder.name
+        return [utterance for file in transcripts for utterance in _from_librispeech(file, corpus)]
     raise FileNotFoundError(
         f"expected {data} to be a manifest, or a folder with manifest.csv, metadata.csv or *.trans.txt"
     )
@@ -71,7 +76,11 @@ def read_lines(source: Path, dev: bool = False) -> list[str]:
         first = next(file, "")
         if "text" in next(csv.reader([first[:9999]]), []):
             return [row["text"] for row in _rows(file, first, source) if row["text"] and (_split(row) == "dev") == dev]
-        return [line.rpartition("|")[2] for line in chain([first], file)]
+        for mark in ";\t":
+            if "text" in first.strip().split(mark):
+                raise ValueError(f"expected commas between the columns of {source}, found {mark!r}")
+        rows = _columns(chain([first], file))
+    return _texts(rows) if all(len(row) > 1 for row in rows) else ["|".join(row) for row in rows]
 
 
 @contextmanager
@@ -113,7 +122,7 @@ def _from_manifest(file: Path) -> list[Utterance]:
                 id=row.get("id") or Path(row["path"]).stem,
                 path=file.parent / row["path"],
                 text=row["text"],
-                corpus=row.get("corpus") or file.parent.name,
+                corpus=row.get("corpus") or file.resolve().parent.name,
                 speaker=row.get("speaker") or "",
                 split=_split(row),
             )
@@ -122,28 +131,35 @@ def _from_manifest(file: Path) -> list[Utterance]:
 
 
 def _from_ljspeech(folder: Path) -> list[Utterance]:
-    """LJSpeech's lines, ``id|text|text in words``; a third column that is much shorter than the second is something
-    else, such as a speaker."""
     with _lines(folder / "metadata.csv") as lines:
-        rows = [[cell.strip() for cell in line.rstrip("\r\n").split("|")] for line in lines if line.strip()]
+        rows = _columns(lines)
     for number, row in enumerate(rows, start=1):
         if len(row) < 2:
             raise ValueError(f"expected id|text in {folder / 'metadata.csv'}, found {row[0]!r:.50} as row {number}")
+    names = [row[0].removesuffix(".wav") for row in rows]
+    return [
+        Utterance(name, folder / "wavs" / f"{name}.wav", text, folder.resolve().name, "", "")
+        for name, text in zip(names, _texts(rows), strict=True)
+    ]
+
+
+def _columns(lines: Iterable[str]) -> list[list[str]]:
+    return [[cell.strip() for cell in line.rstrip("\r\n").split("|")] for line in lines if line.strip()]
+
+
+def _texts(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The texts of LJSpeech's rows, ``id|text|text in words``; a third column that is much shorter than the second is
+    something else, such as a speaker."""
     second, third = (sum(len(row[column]) for row in rows if len(row) > column) for column in (1, 2))
-    utterances = []
-    for name, *texts in rows:
-        name = name.removesuffix(".wav")
-        text = texts[1] if len(texts) > 1 and texts[1] and third > second / 2 else texts[0]
-        utterances.append(Utterance(name, folder / "wavs" / f"{name}.wav", text, folder.name, "", ""))
-    return utterances
+    return [row[2] if len(row) > 2 and row[2] and third > second / 2 else row[1] for row in rows]
 
 
-def _from_librispeech(transcript: Path) -> Iterator[Utterance]:
+def _from_librispeech(transcript: Path, corpus: str) -> Iterator[Utterance]:
     with _lines(transcript) as lines:
         for line in filter(str.strip, lines):
             name, *text = line.strip().split(None, 1)
             path = transcript.parent / f"{name}.flac"
-            yield Utterance(name, path, "".join(text), "librispeech", name.split("-")[0], "")
+            yield Utterance(name, path, "".join(text), corpus, name.split("-")[0], "")
 
 
 def load_audio(path: Path) -> np.ndarray:
@@ -183,7 +199,7 @@ def _try_load(path: Path) -> np.ndarray | str:
         return f"{path}: no such file"
     try:
         samples = load_audio(path)
-    except (soundfile.LibsndfileError, OSError, ValueError) as error:
+    except (soundfile.LibsndfileError, OSError, ValueError, TypeError) as error:  # TypeError: samples without a header
         return f"{path}: {error}"
     return samples if len(samples) >= FRAME_LENGTH else f"{path}: {len(samples)} samples"
 
@@ -243,12 +259,13 @@ def _is_whole(data: Path, index: Path) -> bool:
 
 
 def repeat(clips: Sequence[Clip], times: Mapping[str, float], rng: np.random.Generator) -> list[Clip]:
-    """The clips of one epoch: each corpus as often as ``times`` says (once if it does not), fractions drawn by lot."""
+    """The clips of one epoch, at least one: each corpus as often as ``times`` says (once if it does not), fractions
+    drawn by lot."""
     chosen = []
     for clip in clips:
         n = times.get(clip.utterance.corpus, 1.0)
         chosen += [clip] * (int(n) + int(rng.random() < n % 1))
-    return chosen
+    return chosen or [clips[int(rng.integers(len(clips)))]]
 
 
 def batches(

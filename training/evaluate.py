@@ -126,6 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line(parser):
         for file in filter(None, (given.json, given.plot)):
             file.parent.mkdir(parents=True, exist_ok=True)  # an hour later would be too late
+            if file.is_dir():
+                raise IsADirectoryError(f"expected a file to write, found the folder {file}")
+        if given.plot and given.plot.suffix.lower() != ".png":
+            raise ValueError(f"expected a name that ends with .png for --plot, found {given.plot}")
         clips = load(given.data, given.split, given.cache)
         decoders = load_decoders(given.model, given.engine, given.decoder)
     found = evaluate(decoders, clips, given.conditions)

@@ -25,8 +25,10 @@ from speech.language_model import (
 )
 from training.command import one_line
 from training.dataset import read_lines, read_utterances
+from training.synthesize import speakable
 
 LETTERS = CHARACTERS.translate(MARKS).replace(" ", "")
+SHARED = 8  # words in a row that a text to be left out has in common with a spoken one
 NEVER = 65535 / RESOLUTION  # the highest cost that the file can hold, 256 nats
 
 Integers = npt.NDArray[np.int64]
@@ -42,6 +44,18 @@ def read_texts(source: Path, dev: bool = False) -> list[str]:
 def cleaned(text: str) -> str:
     """The words of a text, without ``?`` and ``!``."""
     return " ".join(normalise_text(text).translate(MARKS).split())
+
+
+def without(lines: Iterable[str], spoken: Iterable[str]) -> list[str]:
+    """The lines that are none of the texts, which are cleaned, and have no eight words in a row in common with any;
+    numbers may be in words there, as `training.synthesize` writes them."""
+    runs = {run for text in spoken for run in _runs(text)}
+    return [line for line in lines if runs.isdisjoint(_runs(cleaned(line)) | _runs(cleaned(speakable(line))))]
+
+
+def _runs(text: str) -> set[str]:
+    words = text.split()
+    return {" ".join(words[i : i + SHARED]) for i in range(max(1, len(words) - SHARED + 1))}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -247,13 +261,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         held_out = read_texts(given.dev, dev=True) if given.dev else []
         if given.dev and not held_out:
             raise ValueError(f"expected held-out texts in {given.dev}, found none")
-        spoken = {cleaned(utterance.text) for data in given.without for utterance in read_utterances(data)}
-        texts = [text for file in given.texts for text in read_texts(file) if text not in spoken]
+        spoken = [cleaned(utterance.text) for data in given.without for utterance in read_utterances(data)]
+        lines = [line for file in given.texts for line in read_lines(file) if cleaned(line)]
+        texts = [cleaned(line) for line in without(lines, spoken)]
         prune = [given.prune[min(n, len(given.prune) - 1)] for n in range(given.order)]
         arrays = train(texts, given.order, prune, given.min_count)
         write(arrays, given.out)
     model = read_language_model(given.out)
     grams = ", ".join(f"{len(table.tokens)} {n}-grams" for n, table in enumerate(model.tables, start=2))
+    if given.without:
+        print(f"{len(lines) - len(texts)} of {len(lines)} texts left out, of which the recordings have some or all")
     print(f"{len(texts)} texts, {len(model.words)} words, {grams}, {given.out.stat().st_size / 1e6:.2f} MB")
     if given.dev:
         measured = perplexity(model, held_out)

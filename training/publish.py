@@ -18,7 +18,8 @@ from predictor import SpeechPredictor
 from speech.alphabet import Alphabet
 from speech.beam import OPTIONS
 from speech.engine import computes_bfloat16
-from speech.model_card import LANGUAGE_MODEL, WEIGHTS, ModelCard, sha256, write_card
+from speech.errors import ModelError
+from speech.model_card import LANGUAGE_MODEL, WEIGHTS, ModelCard, read_card, sha256, write_card
 from training.command import one_line
 from training.dataset import Clip
 from training.evaluate import transcribe_clips
@@ -66,6 +67,8 @@ ATTRIBUTION = {
     "vctk": "VCTK, Yamagishi, Veaux and MacDonald; CC BY 4.0 / ODC-By",
     "speechocean762": "speechocean762, Zhang et al., Interspeech 2021; free for commercial and non-commercial use",
 }
+
+OWN = "the trainer's own"
 
 
 def write_weights(weights: Mapping[str, Sequence[np.ndarray]], rnn_layers: int, rnn_units: int, folder: Path) -> int:
@@ -115,6 +118,17 @@ def plot(log_file: Path, picture: Path) -> None:
     pyplot.close(figure)
 
 
+def _was_heard(clip: Clip, recipe: Mapping[str, Any]) -> bool:
+    return clip.seconds <= recipe["max_seconds"] and recipe["repeat"].get(clip.utterance.corpus, 1) > 0
+
+
+def _known_command(folder: Path) -> str:
+    try:
+        return str(read_card(folder).training["command"])
+    except (ModelError, KeyError):
+        return "python -m training.train"
+
+
 def _commit() -> str:
     run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return run.stdout.strip() or "unknown"
@@ -127,7 +141,7 @@ def _data_lines(train: Sequence[Clip]) -> tuple[dict[str, Any], str]:
         facts[corpus] = {
             "clips": len(clips),
             "hours": round(sum(clip.seconds for clip in clips) / 3600, 2),
-            "source": ATTRIBUTION.get(corpus, "the trainer's own"),
+            "source": next((by for name, by in ATTRIBUTION.items() if corpus.lower().startswith(name)), OWN),
         }
     lines = [f"- {name}: {f['clips']} clips, {f['hours']} h. {f['source']}" for name, f in facts.items()]
     return facts, "\n".join(lines)
@@ -145,9 +159,10 @@ def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: s
 
     if missing := [n for n in ("recipe.json", "checkpoint.pt", "log.csv") if not (folder / n).is_file()]:
         raise FileNotFoundError(f"expected a run in {folder}, found no {', '.join(missing)}")
+    recipe = json.loads((folder / "recipe.json").read_text())
+    train = [clip for clip in train if _was_heard(clip, recipe)]
     if not train:
         raise ValueError("expected the clips that it was trained on, found none")
-    recipe = json.loads((folder / "recipe.json").read_text())
     state = torch.load(folder / "checkpoint.pt", "cpu", weights_only=True)
     alphabet = Alphabet()
     network = Network(alphabet.size, recipe["rnn_layers"], recipe["rnn_units"], 0.0)
@@ -203,12 +218,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("model", type=Path, help="folder with a run's checkpoint.pt, recipe.json and log.csv")
     parser.add_argument("--data", type=Path, required=True, nargs="+", help="the data it was trained on")
     parser.add_argument("--cache", type=Path, default=Path("Data/cache"), help="decoded audio is kept here")
-    parser.add_argument("--command", default="python -m training.train", help="how it was trained, for the card")
+    parser.add_argument("--command", help="how it was trained, for the card (default: what the card says already)")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with one_line(parser):
         train, dev = load_splits(given.data, given.cache)
-        print(table(publish(given.model, train, dev, given.command)))
+        print(table(publish(given.model, train, dev, given.command or _known_command(given.model))))
 
 
 if __name__ == "__main__":

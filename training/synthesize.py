@@ -147,6 +147,8 @@ def _in_words(number: re.Match[str]) -> str:
 
 def speakable(text: str) -> str:
     """A text that all engines read alike: numbers in words, plain letters, and of all marks those that mean a pause."""
+    if text.isupper() and " " in text:  # engines would spell short words, as they do with USA
+        text = text.lower()
     text = NUMBER.sub(_in_words, text).replace("&", " and ").replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     text = re.sub(r"--+|[\N{EN DASH}\N{EM DASH}]|\s-\s", ", ", text)
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()

@@ -23,7 +23,7 @@ from speech.audio import from_pcm16
 from speech.beam import OPTIONS, BeamDecoder
 from speech.ctc import SECONDS_PER_STEP, LogProbs, decode_greedy
 from speech.language_model import LanguageModel, read_language_model
-from speech.model_card import LANGUAGE_MODEL, add_files
+from speech.model_card import LANGUAGE_MODEL, add_files, read_card
 from speech.search import BeamOptions
 from training.augment import background
 from training.command import one_line
@@ -71,6 +71,8 @@ def listen(model: Path, data: Sequence[Path], cache: Path) -> list[Heard]:
         return Heard(LogProbs(predictor.make_prediction(predictor.encode_single_sample(samples))[0]), text, corpus)
 
     clips, rng = load_clips(utterances, cache), np.random.default_rng(0)
+    if not clips:
+        raise ValueError("expected recordings with a split dev that can be read, found none")
     sounds = [from_pcm16(np.asarray(clip.samples)).samples for clip in clips]
     said = [hear(sound, clip.text, clip.utterance.corpus) for sound, clip in zip(sounds, clips, strict=True)]
     return said + [hear(background(BABBLE, sound, rng), "", BABBLE) for sound in sounds[:: -(-len(sounds) // BABBLES)]]
@@ -191,8 +193,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.lm and not given.out:
         parser.error("--lm: expected --out, for weights that go with another language model than the model's own")
+    out = given.out or given.model / OPTIONS
     with one_line(parser):
-        alphabet, model = Alphabet(), read_language_model(given.lm or given.model / LANGUAGE_MODEL)
+        alphabet = read_card(given.model).alphabet
+        model = read_language_model(given.lm or given.model / LANGUAGE_MODEL)
+        for file in filter(None, (out, given.log_probs)):  # later all would have been in vain
+            file.parent.mkdir(parents=True, exist_ok=True)
         start = replace(START, width=given.width)
         if given.log_probs and given.log_probs.exists():
             heard = load(given.log_probs)
@@ -205,7 +211,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, found = search(heard, alphabet, model, replace(start, priors=priors(heard)), given.trials, given.seed)
     print(f"beam: {found}\n{options}")
     written = {**asdict(options), "measured": _report(heard, greedy, found, given.trials)}
-    out = given.out or given.model / OPTIONS
     out.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     if not given.out:
         add_files(given.model, OPTIONS, LANGUAGE_MODEL)
