@@ -96,10 +96,10 @@ def connect(url: str, key: str, model: str, hot_words: Sequence[str] = ()) -> He
     form["hotwords"] = ",".join(hot_words)
 
     def hear(data: bytes) -> Heard:
-        for _ in range(TRIES):
+        for left in reversed(range(TRIES)):
             answer = client.post("v1/audio/transcriptions", data=form, files={"file": ("audio", data)})
             wait = answer.headers.get("Retry-After", "")
-            if answer.is_success or not wait.isdecimal():
+            if answer.is_success or not wait.isdecimal() or not left:
                 break
             time.sleep(min(float(wait), LONGEST_WAIT))
         return _heard(answer)
@@ -271,6 +271,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run({file: targets.get(file) for file in found}, hear, given.format, jobs)
     except BrokenPipeError:  # whoever read has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # files that cannot be read are named one by one
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"{parser.prog}: expected a standard output that takes the results, found: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -105,12 +105,11 @@ class Resampler:
 
 def _mono(blocks: Iterator[Block], rate: int, max_seconds: float) -> Iterator[npt.NDArray[np.float32]]:
     """Averaged channels (n,) in [-1, 1], counted and checked; ends where the file breaks off after a first sample."""
-    decoded = 0
+    decoded, some = 0, False
     try:
         for block in blocks:
             finite = np.isfinite(block)
-            if not finite.any():
-                raise DamagedWav("expected finite samples, found infinite ones or NaN")
+            some |= bool(finite.any())
             block[~finite] = 0
             decoded += len(block)
             if decoded > max_seconds * rate:
@@ -122,6 +121,8 @@ def _mono(blocks: Iterator[Block], rate: int, max_seconds: float) -> Iterator[np
         log.warning("decoding stopped after %.2f s: %s", decoded / rate, error)
     if not decoded:
         raise DamagedWav("expected sound, found not one sample that can be decoded")
+    if not some:
+        raise DamagedWav("expected finite samples, found infinite ones or NaN")
 
 
 def _kind(data: Bytes) -> str:
@@ -232,7 +233,9 @@ def _open_av(data: Bytes, container: str) -> tuple[int, Iterator[Block]]:
             with av.open(io.BytesIO(data), "r", format=container, options=FFMPEG, metadata_errors="ignore") as file:
                 if not file.streams.audio:
                     raise UnsupportedWav("expected a track with sound, found none")
-                track, began = file.streams.audio[0], (file.start_time or 0) / av.time_base
+                if not (known := [track for track in file.streams.audio if track.codec_context]):
+                    raise UnsupportedWav("expected a track with sound in an encoding that can be read, found none")
+                track, began = known[0], (file.start_time or 0) / av.time_base
                 track.codec_context.options = {"max_samples": str(MAX_FRAME)}
                 for packet in file.demux(track):
                     try:

@@ -68,15 +68,16 @@ class HotWords:
             if text := " ".join(normalise_text(phrase, characters).translate(MARKS).split()):
                 whole[text + " "] = weight
         starts = {text[:end] for text in whole for end in range(1, len(text) + 1)}
-        # For good, by the phrases that ended before; for now, by the letters of one that has only begun.
-        self._kept = {
-            start: sum(whole.get(start[: place + 1], 0.0) for place, character in enumerate(start) if character == " ")
-            for start in {"", *starts}
-        }
-        self._earned = dict(self._kept)
+        self._whole = whole
+        self._found: dict[str, float] = {}
+        # For now, by the letters of a phrase that has only begun, or by one that ended or began within it.
+        self._earned = {start: sum(whole[end] for end in self._ends(start)) for start in {"", *starts}}
         for text, weight in whole.items():
             for end in range(1, len(text)):
                 self._earned[text[:end]] = max(self._earned[text[:end]], weight * end / len(text))
+        for start in sorted(starts, key=len):
+            rest = self._longest(start.partition(" ")[2])
+            self._earned[start] = max(self._earned[start], self._ended(start), self._earned[rest])
 
     def after(self, heard: str, character: str, begins: bool) -> tuple[str, float]:
         """The letters of hot words heard after one more character, and the bonus in nats that it adds.
@@ -90,10 +91,28 @@ class HotWords:
         longer = heard + character
         if longer in self._earned:
             return longer, self._earned[longer] - self._earned[heard]
-        while longer and longer not in self._earned:  # another phrase may have begun at one of its words
-            longer = longer.partition(" ")[2]
-        return longer, self._kept[heard] + self._earned[longer] - self._earned[heard]
+        whole, longer = longer, self._longest(longer)  # another phrase may have begun at one of its words
+        for_good = self._ended(whole if self._ends(whole) else whole.removesuffix(longer))
+        return longer, for_good + self._earned[longer] - self._earned[heard]
 
     def unfinished(self, heard: str) -> float:
         """What has to be given back if nothing follows, in nats (0 or less for a bonus)."""
-        return self._kept[heard] - self._earned[heard]
+        return self._ended(heard) - self._earned[heard]
+
+    def _longest(self, heard: str) -> str:
+        while heard and heard not in self._earned:
+            heard = heard.partition(" ")[2]
+        return heard
+
+    def _ended(self, heard: str) -> float:
+        """What stays for good if nothing of it goes on: the phrases that ended at its first word with one that did."""
+        heard = heard[: heard.rfind(" ") + 1]
+        if heard and heard not in self._found:
+            ends = self._ends(heard)
+            self._found[heard] = sum(self._whole[e] for e in ends) if ends else self._ended(heard.partition(" ")[2])
+        return self._found.get(heard, 0.0)
+
+    def _ends(self, heard: str) -> list[str]:
+        """The phrases, with their space, that what was heard begins with."""
+        places = [end for end, character in enumerate(heard, 1) if character == " "]
+        return [heard[:end] for end in places if heard[:end] in self._whole]

@@ -71,6 +71,9 @@ def read_card(folder: Path) -> ModelCard:
         )
     try:
         card = ModelCard(**json.loads(file.read_text(encoding="utf-8")))
+        for name, value in asdict(ModelCard("", "", 0, 0, 0, {})).items():
+            if type(found := getattr(card, name)) is not type(value):
+                raise TypeError(f"{name}: expected {type(value).__name__}, found {found!r:.50}")
     except (ValueError, TypeError) as error:
         raise ModelMismatch(f"expected {CARD} to be the card of a model, found: {error}") from error
     for name, expected in FEATURES.items():

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -132,8 +133,13 @@ class HotLetters:
 
 
 def hot_letters(weights: Mapping[str, float], alphabet: Alphabet) -> HotLetters:
-    """Tables of hot words. Raises ValueError as `HotWords` does."""
-    hot = HotWords(weights, alphabet.characters)
+    """Tables of hot words, made once for all parts of a recording. Raises ValueError as `HotWords` does."""
+    return _hot_letters(tuple(weights.items()), alphabet)
+
+
+@lru_cache(16)
+def _hot_letters(weights: tuple[tuple[str, float], ...], alphabet: Alphabet) -> HotLetters:
+    hot = HotWords(dict(weights), alphabet.characters)
     states, numbers = [("", True), ("", False)], {("", True): 0, ("", False): 1}
     following, nats = [], []
     for heard, begins in states:  # which grows

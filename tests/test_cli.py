@@ -298,6 +298,16 @@ def test_names_cannot_steer_the_terminal(tmp_path: Path, said: str):
     assert done.stderr.startswith(f"{tmp_path}/c\\nd.wav: DamagedWav: ")
 
 
+def test_a_full_output_is_said():
+    done = subprocess.run(
+        ["/bin/sh", "-c", '"$0" -m speech "$1" > /dev/full', sys.executable, HELLO],
+        cwd=ROOT, capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(b"python -m speech: expected a standard output that takes the results")
+
+
 def test_a_closed_output_is_said():
     done = subprocess.run(
         ["/bin/sh", "-c", '"$0" -m speech "$1" >&-', sys.executable, HELLO],

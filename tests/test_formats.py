@@ -480,6 +480,8 @@ def test_samples_that_are_no_numbers_are_silent(odd: float):
     assert not found[5000:6000].any()
     samples[5000:6000] = 0
     assert np.abs(found - samples[:, 0]).max() <= 1 / 32768
+    many = np.concatenate([samples, np.full((3 * SAMPLE_RATE, 1), odd), samples])  # whole blocks of them
+    assert len(decode_audio(encode("WAV", "FLOAT", many, SAMPLE_RATE)).samples) == len(many)
 
 
 def test_loud_floats_are_clipped():
@@ -492,6 +494,13 @@ def test_without_av_the_message_names_the_package(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(NotAWav, match="package 'av'"):
         decode_audio(FILES["mp4"])
     assert decode_audio(FILES["opus"]).duration == pytest.approx(3, abs=0.01)
+
+
+@pytest.mark.parametrize(("container", "mark", "other"), [("mp4", b"mp4a", b"ac-4"), ("webm", b"A_OPUS", b"A_NONE")])
+def test_an_encoding_that_nobody_reads_is_unsupported(container: str, mark: bytes, other: bytes):
+    data = FILES[container].replace(mark, other).replace(b"esds", b"dac4")
+    with pytest.raises(UnsupportedWav, match="encoding that can be read"):
+        decode_audio(data)
 
 
 def test_a_video_without_sound_is_unsupported():

@@ -97,6 +97,22 @@ def test_hot_words_are_earned_and_given_back() -> None:
     assert hot.after("", "y", begins=True)[1] > 0.8  # a share of the bonus before the word is whole
 
 
+def test_a_phrase_counts_also_where_a_longer_one_that_began_before_it_fails() -> None:
+    phrases = {"york": 8.0, "new york times": 6.0, "times square": 3.0, "of york": -2.0}
+    hot = HotWords(phrases, "abcdefghijklmnopqrstuvwxyz ")
+
+    def score(text: str) -> float:
+        heard, total, begins = "", 0.0, True
+        for character in text + " ":
+            heard, bonus = hot.after(heard, character, begins)
+            total, begins = total + bonus, character == " "
+        return total + hot.unfinished(heard)
+
+    answers = {"new york city": 8, "new york": 8, "new york ti": 8, "new york times": 6, "new york times square": 9,
+               "new york square": 8, "york times square": 11, "of york": -2, "of new york": 8}  # fmt: skip
+    assert {text: score(text) for text in answers} == pytest.approx(answers)
+
+
 @given(st.dictionaries(st.text("ab !?", max_size=5), st.floats(-100, 100), max_size=4), st.text("ab ", max_size=12))
 def test_hot_words_never_leave_a_rest(weights: dict[str, float], text: str) -> None:
     hot, (heard, total) = HotWords(weights, "ab ?!"), ("", 0.0)

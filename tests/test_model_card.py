@@ -62,6 +62,13 @@ def test_a_broken_card_is_refused(folder: Path, text: str):
         SpeechPredictor.load(folder)
 
 
+@pytest.mark.parametrize(("name", "value"), [("characters", None), ("sha256", []), ("features", 1), ("rnn_units", "2")])
+def test_a_card_of_other_types_is_refused(folder: Path, name: str, value: object):
+    rewrite(folder, **{name: value})
+    with pytest.raises(ModelMismatch, match=f"card.*{name}: expected"):
+        SpeechPredictor.load(folder)
+
+
 def test_a_missing_folder_is_said_with_what_there_is(folder: Path):
     with pytest.raises(ModelNotFound, match=r"'nothing'.*copy.*STT_MODEL"):
         SpeechPredictor.load(folder.parent / "nothing")
