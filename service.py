@@ -95,6 +95,7 @@ class Service:
                     settings.model_folder, settings.engine, settings.threads, settings.decoder
                 )
             self._predictor.warm_up()
+            give_back_memory()
             self._batcher = Batcher(self._run, settings.max_queue_seconds)
             log.info("ready")
         except ModelError as error:

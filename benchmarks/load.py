@@ -35,7 +35,7 @@ from speech.audio import SAMPLE_RATE, Waveform
 from speech.engine import available_cores
 
 ROOT = Path(__file__).parents[1]
-NEARLY = 0.97  # of the highest throughput: the fewest clients that reach it keep the server busy
+NEARLY = 0.9  # of the highest throughput: the fewest clients that reach it keep the server busy; runs differ by as much
 
 
 def as_wav(clip: Waveform, rate: int = SAMPLE_RATE) -> bytes:
