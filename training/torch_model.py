@@ -27,11 +27,11 @@ def product_type(device: torch.device) -> torch.dtype:
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.ones(256, 256, dtype=dtype, device=device)
-        seconds[dtype] = min(_seconds(matrix) for _ in range(4))
-    return torch.bfloat16 if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else torch.float32
+    single = torch.ones(256, 256, device=device)
+    half = single.bfloat16()
+    tried = [(_seconds(single), _seconds(half)) for _ in range(12)]  # in turns, as other programs come and go
+    of_single, of_half = map(min, zip(*tried, strict=True))
+    return torch.bfloat16 if of_half < 0.8 * of_single else torch.float32
 
 
 def _seconds(matrix: Tensor) -> float:
