@@ -31,6 +31,8 @@ class HttpConnection(H11Protocol):
             self._expect_the_rest()
         elif in_body or theirs is not h11.IDLE:
             self._stop_expecting()
+            if theirs is h11.IDLE:  # the body has ended, and uvicorn's own timer with it
+                self._expect_the_rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""

@@ -92,7 +92,7 @@ class HotWords:
         if longer in self._earned:
             return longer, self._earned[longer] - self._earned[heard]
         whole, longer = longer, self._longest(longer)  # another phrase may have begun at one of its words
-        for_good = self._ended(whole if self._ends(whole) else whole.removesuffix(longer))
+        for_good = self._ended(whole) - self._ended(longer)
         return longer, for_good + self._earned[longer] - self._earned[heard]
 
     def unfinished(self, heard: str) -> float:
@@ -105,12 +105,18 @@ class HotWords:
         return heard
 
     def _ended(self, heard: str) -> float:
-        """What stays for good if nothing of it goes on: the phrases that ended at its first word with one that did."""
+        """What stays for good if nothing of it goes on: all phrases that ended, but those wholly within one that
+        began before them."""
         heard = heard[: heard.rfind(" ") + 1]
-        if heard and heard not in self._found:
-            ends = self._ends(heard)
-            self._found[heard] = sum(self._whole[e] for e in ends) if ends else self._ended(heard.partition(" ")[2])
-        return self._found.get(heard, 0.0)
+        if heard not in self._found:
+            total, rest, least = 0.0, heard, len(heard)  # least: letters behind the end of the phrases so far
+            while rest:
+                ends = [end for end in self._ends(rest) if len(rest) - len(end) < least]
+                total += sum(self._whole[end] for end in ends)
+                least = min([least, *(len(rest) - len(end) for end in ends)])
+                rest = rest.partition(" ")[2]
+            self._found[heard] = total
+        return self._found[heard]
 
     def _ends(self, heard: str) -> list[str]:
         """The phrases, with their space, that what was heard begins with."""

@@ -121,6 +121,16 @@ def test_a_body_that_nobody_wants_may_not_drip_for_ever(server: uvicorn.Server):
         assert time.monotonic() < began + 10 * PATIENCE
 
 
+def test_after_such_a_body_a_silent_connection_is_closed(server: uvicorn.Server):
+    with connection(server) as slow:
+        slow.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"hello"):
+            answer += slow.recv(65536)
+        slow.sendall(b"1234567890")
+        assert read(slow) == b""
+
+
 def test_after_a_body_that_nobody_wanted_the_connection_is_kept(server: uvicorn.Server):
     with connection(server) as slow:
         for _ in range(3):

@@ -81,36 +81,50 @@ def test_any_text_is_hot_words_or_an_error_of_ours(texts: list[str]):
         assert all(word and abs(weight) <= MAX_HOT_WEIGHT for word, weight in found.items())
 
 
+def score(weights: dict[str, float], text: str) -> float:
+    """What a text gets, letter by letter."""
+    hot, heard, total, begins = HotWords(weights, "abcdefghijklmnopqrstuvwxyz "), "", 0.0, True
+    for character in text + " ":
+        heard, bonus = hot.after(heard, character, begins)
+        total, begins = total + bonus, character == " "
+    return total + hot.unfinished(heard)
+
+
 def test_hot_words_are_earned_and_given_back() -> None:
-    hot = HotWords({"new york": 4.0, "new": 1.0, "Yorkshire!": 9.0}, "abcdefghijklmnopqrstuvwxyz ")
-
-    def score(text: str) -> float:
-        heard, total, begins = "", 0.0, True
-        for character in text + " ":
-            heard, bonus = hot.after(heard, character, begins)
-            total, begins = total + bonus, character == " "
-        return total + hot.unfinished(heard)
-
+    phrases = {"new york": 4.0, "new": 1.0, "Yorkshire!": 9.0}
     answers = {"new": 1, "news": 0, "new york": 5, "new yorkshire": 10, "york": 0, "a new york new": 6, "anew york": 0,
                "new new york": 6, "new yor": 1, "yorkshire new": 10}  # fmt: skip
-    assert {text: score(text) for text in answers} == pytest.approx(answers)
+    assert {text: score(phrases, text) for text in answers} == pytest.approx(answers)
+    hot = HotWords(phrases, "abcdefghijklmnopqrstuvwxyz ")
     assert hot.after("", "y", begins=True)[1] > 0.8  # a share of the bonus before the word is whole
 
 
-def test_a_phrase_counts_also_where_a_longer_one_that_began_before_it_fails() -> None:
-    phrases = {"york": 8.0, "new york times": 6.0, "times square": 3.0, "of york": -2.0}
-    hot = HotWords(phrases, "abcdefghijklmnopqrstuvwxyz ")
+@pytest.mark.parametrize(
+    ("phrases", "answers"),
+    [
+        ({"york": 8.0, "new york times": 6.0}, {"new york city": 8, "new york ti": 8, "new york times": 6}),
+        ({"york": 8.0, "of york": -2.0}, {"of york": -2, "of new york": 8}),
+        ({"doctor": 8.0, "smith": 8.0, "doctor smith clinic": 4.0}, {"doctor smith": 16, "doctor smith clinic": 12}),
+        ({"new york": 6.0, "york": 8.0, "york times": 1.0}, {"new york city": 6, "new york tango": 6}),
+        ({"x a b c": 1.0, "a b": 4.0, "b d": 2.0}, {"x a b d": 6, "a b d": 6, "x a b e": 4}),
+    ],
+)
+def test_a_phrase_counts_also_where_another_around_it_fails(phrases: dict[str, float], answers: dict[str, float]):
+    assert {text: score(phrases, text) for text in answers} == pytest.approx(answers)
 
-    def score(text: str) -> float:
-        heard, total, begins = "", 0.0, True
-        for character in text + " ":
-            heard, bonus = hot.after(heard, character, begins)
-            total, begins = total + bonus, character == " "
-        return total + hot.unfinished(heard)
 
-    answers = {"new york city": 8, "new york": 8, "new york ti": 8, "new york times": 6, "new york times square": 9,
-               "new york square": 8, "york times square": 11, "of york": -2, "of new york": 8}  # fmt: skip
-    assert {text: score(text) for text in answers} == pytest.approx(answers)
+PHRASES = st.lists(st.sampled_from(["a", "b", "c", "ab"]), min_size=1, max_size=4).map(" ".join)
+
+
+@given(st.dictionaries(PHRASES, st.sampled_from([1.0, 4.0, 7.5, -3.0]), max_size=6), PHRASES.map(lambda t: t + " c a"))
+def test_a_text_gets_the_sum_of_the_phrases_in_it(weights: dict[str, float], text: str) -> None:
+    """But for those wholly within one that began before them."""
+    said, words = [], text.split()
+    for begin, end in itertools.combinations(range(len(words) + 1), 2):
+        if (phrase := " ".join(words[begin:end])) in weights:
+            said.append((begin, end, weights[phrase]))
+    outer = [(b, e, w) for b, e, w in said if not any(before < b and e <= behind for before, behind, _ in said)]
+    assert score(weights, text) == pytest.approx(sum(weight for _, _, weight in outer))
 
 
 @given(st.dictionaries(st.text("ab !?", max_size=5), st.floats(-100, 100), max_size=4), st.text("ab ", max_size=12))

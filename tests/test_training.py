@@ -379,11 +379,15 @@ def test_the_layouts_of_ljspeech_and_librispeech_are_read(tmp_path: Path):
     libri = tmp_path / "LibriSpeech" / "84" / "121"
     libri.mkdir(parents=True)
     (libri / "84-121.trans.txt").write_text("84-121-0000 GO DO YOU HEAR\n84-121-0001 BUT\n")
+    (tmp_path / "x").mkdir()
     first, second = read_utterances(tmp_path / "LibriSpeech")
     assert (first.text, first.speaker, first.path) == ("GO DO YOU HEAR", "84", libri / "84-121-0000.flac")
     assert second.id == "84-121-0001"
     assert (first.corpus, utterance.corpus) == ("librispeech", "LJSpeech-1.1")
-    libri.parents[1].rename(tmp_path / "our voices")
+    assert {u.corpus for u in read_utterances(libri.parents[1].rename(tmp_path / "x" / "LibriSpeech").parent)} == {
+        "librispeech"
+    }
+    (tmp_path / "x" / "LibriSpeech").rename(tmp_path / "our voices")
     assert {u.corpus for u in read_utterances(tmp_path / "our voices")} == {"our voices"}  # only laid out like it
     with pytest.raises(FileNotFoundError, match="manifest"):
         read_utterances(tmp_path / "wherever")

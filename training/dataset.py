@@ -57,9 +57,9 @@ def read_utterances(data: Path) -> list[Utterance]:
         return _from_ljspeech(data)
     transcripts = sorted(data.rglob("*.trans.txt"))
     if transcripts:
-        folder = data.resolve()
-        corpus = "librispeech" if any(map(LIBRISPEECH.fullmatch, folder.parts)) else folder.name
-        return [utterance for file in transcripts for utterance in _from_librispeech(file, corpus)]
+        name = data.resolve().name
+        corpora = ["librispeech" if any(map(LIBRISPEECH.fullmatch, t.resolve().parts)) else name for t in transcripts]
+        return [u for file, corpus in zip(transcripts, corpora, strict=True) for u in _from_librispeech(file, corpus)]
     raise FileNotFoundError(
         f"expected {data} to be a manifest, or a folder with manifest.csv, metadata.csv or *.trans.txt"
     )

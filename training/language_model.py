@@ -50,7 +50,7 @@ def without(lines: Iterable[str], spoken: Iterable[str]) -> list[str]:
     """The lines that are none of the texts, which are cleaned, and have no eight words in a row in common with any;
     numbers may be in words there, as `training.synthesize` writes them."""
     runs = {run for text in spoken for run in _runs(text)}
-    return [line for line in lines if runs.isdisjoint(_runs(cleaned(line)) | _runs(cleaned(speakable(line))))]
+    return [line for line in lines if all(runs.isdisjoint(_runs(cleaned(text))) for text in (line, speakable(line)))]
 
 
 def _runs(text: str) -> set[str]:
@@ -263,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"expected held-out texts in {given.dev}, found none")
         spoken = [cleaned(utterance.text) for data in given.without for utterance in read_utterances(data)]
         lines = [line for file in given.texts for line in read_lines(file) if cleaned(line)]
-        texts = [cleaned(line) for line in without(lines, spoken)]
+        texts = [cleaned(line) for line in (without(lines, spoken) if given.without else lines)]
         prune = [given.prune[min(n, len(given.prune) - 1)] for n in range(given.order)]
         arrays = train(texts, given.order, prune, given.min_count)
         write(arrays, given.out)

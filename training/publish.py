@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import logging
+import math
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -119,14 +120,16 @@ def plot(log_file: Path, picture: Path) -> None:
 
 
 def _was_heard(clip: Clip, recipe: Mapping[str, Any]) -> bool:
-    return clip.seconds <= recipe["max_seconds"] and recipe["repeat"].get(clip.utterance.corpus, 1) > 0
+    times = recipe.get("repeat", {}).get(clip.utterance.corpus, 1)
+    return clip.seconds <= recipe.get("max_seconds", math.inf) and times > 0
 
 
 def _known_command(folder: Path) -> str:
     try:
-        return str(read_card(folder).training["command"])
-    except (ModelError, KeyError):
-        return "python -m training.train"
+        known = read_card(folder).training.get("command")
+    except ModelError:
+        known = None
+    return str(known or "python -m training.train")
 
 
 def _commit() -> str:
