@@ -23,16 +23,12 @@ class HttpConnection(H11Protocol):
         self._expect_the_rest()
 
     def data_received(self, data: bytes) -> None:
-        """A head is complete, or begun, or neither; or a body goes on that nobody wants any more."""
-        in_body = self.conn.their_state is h11.SEND_BODY
+        """Part of a head, or of a body that nobody wants any more, and uvicorn's own timer is off; or of a request."""
         super().data_received(data)
-        theirs, ours = self.conn.their_state, self.conn.our_state
-        if self.conn.trailing_data[0] if theirs is h11.IDLE else (theirs, ours) == (h11.SEND_BODY, h11.DONE):
+        if self.conn.our_state in (h11.IDLE, h11.DONE):
             self._expect_the_rest()
-        elif in_body or theirs is not h11.IDLE:
+        else:
             self._stop_expecting()
-            if theirs is h11.IDLE:  # the body has ended, and uvicorn's own timer with it
-                self._expect_the_rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""

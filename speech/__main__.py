@@ -269,12 +269,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be none that can be printed
     try:
         return run({file: targets.get(file) for file in found}, hear, given.format, jobs)
-    except BrokenPipeError:  # whoever read has seen enough
+    except OSError as error:  # of standard output: files that cannot be read are named one by one
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:  # files that cannot be read are named one by one
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"{parser.prog}: expected a standard output that takes the results, found: {error}", file=sys.stderr)
+        if not isinstance(error, BrokenPipeError):  # then whoever read has seen enough
+            print(f"{parser.prog}: expected a standard output that takes the results, found: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -11,6 +11,7 @@ import sys
 import termios
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -275,13 +276,8 @@ def test_a_reader_that_has_seen_enough_is_no_error_to_read(folder: Path):
 def test_ctrl_c_ends_it_at_once_though_a_server_says_nothing():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = "http://{}:{}".format(*silent.getsockname())
-        asking = subprocess.Popen(
-            [sys.executable, "-m", "speech", HELLO, "--server", url],
-            cwd=ROOT,
-            preexec_fn=lambda: signal.signal(
-                signal.SIGINT, signal.SIG_DFL
-            ),  # which the tests may have been told to ignore
-        )
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # the tests may have been told to ignore it
+        asking = subprocess.Popen([sys.executable, "-m", "speech", HELLO, "--server", url], cwd=ROOT, preexec_fn=heed)
         connection, _ = silent.accept()
         with connection:
             assert connection.recv(1)
@@ -298,20 +294,15 @@ def test_names_cannot_steer_the_terminal(tmp_path: Path, said: str):
     assert done.stderr.startswith(f"{tmp_path}/c\\nd.wav: DamagedWav: ")
 
 
-def test_a_full_output_is_said():
+@pytest.mark.parametrize(
+    ("output", "code", "said"),
+    [("> /dev/full", 1, "a standard output that takes the results"), (">&-", 2, "an open standard output")],
+)
+def test_an_output_that_takes_nothing_is_said(output: str, code: int, said: str):
     done = subprocess.run(
-        ["/bin/sh", "-c", '"$0" -m speech "$1" > /dev/full', sys.executable, HELLO],
-        cwd=ROOT, capture_output=True, timeout=120, check=False,
+        ["/bin/sh", "-c", f'"$0" -m speech "$1" {output}', sys.executable, HELLO],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(b"python -m speech: expected a standard output that takes the results")
-
-
-def test_a_closed_output_is_said():
-    done = subprocess.run(
-        ["/bin/sh", "-c", '"$0" -m speech "$1" >&-', sys.executable, HELLO],
-        cwd=ROOT, capture_output=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.endswith(b"expected an open standard output, found it closed\n")
+    assert line.startswith(f"python -m speech: expected {said}, found")
+    assert done.returncode == code

@@ -71,6 +71,14 @@ def read(opened: socket.socket) -> bytes:
     return b"".join(iter(lambda: opened.recv(65536), b""))
 
 
+def answer(opened: socket.socket) -> bytes:
+    """One answer of the app."""
+    found = b""
+    while not found.endswith(b"hello"):
+        found += opened.recv(65536)
+    return found
+
+
 def refusal(answer: bytes) -> tuple[int, dict[str, str]]:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert re.search(rb"\r\nconnection: close(\r\n|$)", head)
@@ -86,8 +94,8 @@ def test_a_connection_that_says_nothing_is_closed(server: uvicorn.Server):
 def test_a_head_that_comes_too_slowly_is_answered(before: bytes, server: uvicorn.Server):
     with connection(server) as slow:
         slow.sendall(before)
-        while before and not before.endswith(b"hello"):
-            before += slow.recv(65536)
+        if before:
+            answer(slow)
         slow.sendall(b"GET / HT")
         time.sleep(PATIENCE / 2)
         slow.sendall(b"TP/1.1\r\nHo")  # what is sent meanwhile gives no more time
@@ -101,18 +109,13 @@ def test_a_head_in_two_parts_is_heard_and_the_connection_kept(server: uvicorn.Se
             slow.sendall(b"GET / HT")
             time.sleep(PATIENCE / 4)
             slow.sendall(b"TP/1.1\r\nHost: x\r\n\r\n")
-            answer = b""
-            while not answer.endswith(b"hello"):
-                answer += slow.recv(65536)
-            assert answer.startswith(b"HTTP/1.1 200")
+            assert answer(slow).startswith(b"HTTP/1.1 200")
 
 
 def test_a_body_that_nobody_wants_may_not_drip_for_ever(server: uvicorn.Server):
     with connection(server) as slow:
         slow.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
-        answer = b""
-        while not answer.endswith(b"hello"):
-            answer += slow.recv(65536)
+        answer(slow)
         began = time.monotonic()
         with suppress(ConnectionError):
             while time.monotonic() < began + 20 * PATIENCE:
@@ -124,9 +127,7 @@ def test_a_body_that_nobody_wants_may_not_drip_for_ever(server: uvicorn.Server):
 def test_after_such_a_body_a_silent_connection_is_closed(server: uvicorn.Server):
     with connection(server) as slow:
         slow.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
-        answer = b""
-        while not answer.endswith(b"hello"):
-            answer += slow.recv(65536)
+        answer(slow)
         slow.sendall(b"1234567890")
         assert read(slow) == b""
 
@@ -139,9 +140,7 @@ def test_after_a_body_that_nobody_wanted_the_connection_is_kept(server: uvicorn.
             slow.sendall(b"6")
             time.sleep(PATIENCE / 4)
             slow.sendall(b"7890")
-            answer = b""
-            while not answer.endswith(b"hello"):
-                answer += slow.recv(65536)
+            answer(slow)
 
 
 @pytest.mark.parametrize(

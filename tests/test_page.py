@@ -425,22 +425,25 @@ def test_a_live_connection_that_breaks_costs_no_sound(start: Callable[..., Chrom
         server.stop()
 
 
-def test_a_dead_service_is_told(start: Callable[..., Chrome], tmp_path: Path):
+@pytest.fixture
+def deserted(start: Callable[..., Chrome], tmp_path: Path) -> Chrome:
+    """The page after its service has gone."""
     server, page = Process(tmp_path), start()
     try:
         page.get(f"{server.url}/ui/")
     finally:
         server.stop()
+    return page
+
+
+def test_a_dead_service_is_told(deserted: Chrome):
+    page = deserted
     choose(page)
     wait(page, lambda: "cannot be reached" in find(page, "#error").text)
 
 
-def test_the_microphone_is_off_again_if_recording_cannot_begin(start: Callable[..., Chrome], tmp_path: Path):
-    server, page = Process(tmp_path), start()
-    try:
-        page.get(f"{server.url}/ui/")
-    finally:
-        server.stop()
+def test_the_microphone_is_off_again_if_recording_cannot_begin(deserted: Chrome):
+    page = deserted
     page.execute_script(
         "const devices = navigator.mediaDevices, get = devices.getUserMedia.bind(devices);"
         "devices.getUserMedia = async (wanted) => window.given = await get(wanted);"

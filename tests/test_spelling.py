@@ -77,3 +77,9 @@ def test_hot_letters_are_those_of_hot_words(text: str, weights: dict[str, float]
         assert math.log(tables.weight[state, label]) == pytest.approx(gained, abs=1e-4)
         state = int(tables.next[state, label])
         assert tables.unfinished[state] == pytest.approx(hot.unfinished(heard), abs=1e-4)
+
+
+def test_the_same_hot_words_have_their_tables_made_once() -> None:
+    """A file of hours is many pieces."""
+    assert hot_letters({"ice": 4.0}, ALPHABET) is hot_letters({"ice": 4.0}, ALPHABET)
+    assert hot_letters({"ice": 4.0}, ALPHABET) is not hot_letters({"ice": 5.0}, ALPHABET)

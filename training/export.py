@@ -198,6 +198,7 @@ def _convolutions(model: "keras.Model", into: np.ndarray | None) -> Any:
     one = g.add("Cast", g.add("Greater", n_steps, g.whole(0)), to=TensorProto.FLOAT)
     kernel, bias = _folded(model, 1)
     x = g.add("Relu", g.add("Add", _first_convolution(g, "block", n_steps, kernel, one), g.constant(bias)))
+    # The bin behind the last has got the bias. One mask of steps and bins: OpenVINO multiplies by two one by one.
     bins = (np.arange(2 * PAIRS_OF_BINS) < BINS_IN).astype(np.float32)[None]
     mask = g.add("MatMul", g.add("Unsqueeze", "mask", g.whole(1)), g.constant(bins))
     x = g.add("Mul", x, g.add("Unsqueeze", mask, g.whole(2)))
