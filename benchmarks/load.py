@@ -184,7 +184,7 @@ async def mixed(url: str, requests: int, clients: int = 16) -> Counter[str]:
             answer = await http.post(f"{url}/upload/", files={"file": body})
             if answer.status_code != 503:
                 said = answer.json()
-                return answer.status_code, said.get("transcryption", said.get("error"))
+                return answer.status_code, said.get("transcryption", said.get("code"))
             counts["busy"] += 1
             await asyncio.sleep(patience(answer))
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from config import read_settings
 from predictor import SpeechPredictor
 from speech.ctc import Word
+from speech.engine import available_cores
 from speech.errors import SpeechError
 from speech.formats import decode_blocks
 from speech.segments import segments
@@ -35,7 +36,6 @@ INTERRUPTED = 130  # exit code, as of shells
 LONGEST_WAIT = 30.0  # seconds, whatever it says
 SERVER_JOBS = 8  # a server makes batches of what comes at the same time
 TIMEOUT = httpx.Timeout(3600.0, connect=10.0)  # seconds; the text of hours takes its time
-CORES = os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_distinct(targets)
         if len(found) > 1 and given.format in ("srt", "vtt") and not given.output:
             raise ValueError(f"expected --output FOLDER for the {given.format} of several files, found none")
-        jobs = min(len(found), given.jobs or (SERVER_JOBS if given.server else CORES))
+        jobs = min(len(found), given.jobs or (SERVER_JOBS if given.server else available_cores()))
         if given.server:
             hear = connect(given.server, given.api_key, given.model or "default", given.hot_words)
         else:

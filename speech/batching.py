@@ -43,7 +43,7 @@ class Batcher(Generic[T, R]):
 
     def __init__(self, run: Callable[[list[T]], Sequence[R]], max_queue_seconds: float) -> None:
         self._run, self._max_queue_seconds = run, max_queue_seconds
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # of a lock that its holder may take again
         self._lanes: tuple[deque[_Waiting[T, R]], deque[_Waiting[T, R]]] = (deque(), deque())
         self._closed = False
         self._speed = 20.0  # seconds of audio per second, a moving average once batches have run
@@ -59,19 +59,24 @@ class Batcher(Generic[T, R]):
     def queued_seconds(self) -> float:
         """Seconds of audio that wait to be run."""
         with self._changed:
-            return self._queued_seconds()
+            return sum(w.seconds for lane in self._lanes for w in lane if not w.future.cancelled())
 
     @property
     def seconds_to_wait(self) -> float:
         """Seconds until what waits now will have been run, from the measured speed; at least one."""
         with self._changed:
-            return self._seconds_to_wait()
+            return max(1.0, self.queued_seconds / self._speed)
 
     def check_room(self) -> None:
         """Raise QueueFull if the queue is full. It takes long items as readily as short ones, so the last one may
         exceed its limit."""
         with self._changed:
-            self._check_room()
+            queued = self.queued_seconds
+            if queued >= self._max_queue_seconds:
+                raise QueueFull(
+                    f"expected less than {self._max_queue_seconds:g} s of audio in the queue, found {queued:.0f} s",
+                    retry_after=self.seconds_to_wait,
+                )
 
     async def submit(self, item: T, seconds: float, part: bool = False) -> R:
         """The result of one item, in its turn; a ``part`` of a long file takes the lane of long clips, however short it
@@ -85,14 +90,10 @@ class Batcher(Generic[T, R]):
         with self._changed:
             if self._closed:
                 raise NotReady("expected a running service, found one that is stopping")
-            self._check_room()
+            self.check_room()
             self._lanes[part or seconds > LONG_SECONDS].append(waiting)
             self._changed.notify_all()
-        try:
-            return await asyncio.wrap_future(waiting.future)
-        except asyncio.CancelledError:
-            waiting.future.cancel()
-            raise
+        return await asyncio.wrap_future(waiting.future)  # which is cancelled with the call
 
     def close(self) -> None:
         """Finish what was accepted, then end the threads."""
@@ -101,20 +102,6 @@ class Batcher(Generic[T, R]):
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
-
-    def _queued_seconds(self) -> float:
-        return sum(w.seconds for lane in self._lanes for w in lane if not w.future.cancelled())
-
-    def _seconds_to_wait(self) -> float:
-        return max(1.0, self._queued_seconds() / self._speed)
-
-    def _check_room(self) -> None:
-        queued = self._queued_seconds()
-        if queued >= self._max_queue_seconds:
-            raise QueueFull(
-                f"expected less than {self._max_queue_seconds:g} s of audio in the queue, found {queued:.0f} s",
-                retry_after=self._seconds_to_wait(),
-            )
 
     def _keep_working(self, lane: "deque[_Waiting[T, R]]") -> None:
         while True:
@@ -133,8 +120,14 @@ class Batcher(Generic[T, R]):
                     return
                 batch = _take(lane)
             batch = [w for w in batch if w.future.set_running_or_notify_cancel()]
-            if batch:
-                self._serve(batch)
+            try:
+                if batch:
+                    self._serve(batch)
+            except BaseException as error:
+                for waiting in batch:
+                    if not waiting.future.done():
+                        waiting.future.set_exception(InferenceFailed(f"the worker died: {error!r}"))
+                raise
 
     def _serve(self, batch: "list[_Waiting[T, R]]") -> None:
         started = time.perf_counter()
@@ -147,10 +140,6 @@ class Batcher(Generic[T, R]):
                 for waiting in batch:
                     self._serve([waiting])
             return
-        except BaseException as error:
-            for waiting in batch:
-                waiting.future.set_exception(InferenceFailed(f"the worker died: {error!r}"))
-            raise
         speed = sum(w.seconds for w in batch) / max(1e-6, time.perf_counter() - started)
         self._speed += 0.1 * (speed - self._speed)
         for waiting, result in zip(batch, results, strict=True):

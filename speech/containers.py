@@ -23,11 +23,20 @@ MANY = struct.pack(">I", 2**31 - 1)  # frames
 LAYER3_RATES = (44100, 48000, 32000)  # Hz, of MPEG 1; halved in MPEG 2, and again in MPEG 2.5
 
 
-class Part:
+class Part(io.RawIOBase):
     """Bytes of a file from ``start`` to ``stop``, behind a head of ours, as a file of their own; not copied."""
 
     def __init__(self, data: Bytes, start: int, stop: int, head: bytes = b"") -> None:
+        super().__init__()
         self._head, self._data, self._at = head, memoryview(data)[start:stop], 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         """The new position; libsndfile seeks to before the beginning of damaged files: it stays at the beginning."""

@@ -6,7 +6,6 @@ goes, and the break is logged. What was decoded is counted, so that minutes of s
 ``max_seconds``; what headers say of a whole file's length is not believed (`speech.containers`).
 """
 
-import io
 import logging
 import re
 import struct
@@ -228,9 +227,9 @@ def _open_av(data: Bytes, container: str) -> tuple[int, Iterator[Block]]:
 
     def frames() -> "Iterator[tuple[float, AudioFrame]]":
         """Frames, and when each is heard, in seconds of the whole file; a packet that cannot be decoded is left out."""
-        lost = 0
+        lost, whole = 0, Part(data, 0, len(data))
         try:
-            with av.open(io.BytesIO(data), "r", format=container, options=FFMPEG, metadata_errors="ignore") as file:
+            with av.open(whole, "r", format=container, options=FFMPEG, metadata_errors="ignore") as file:
                 if not file.streams.audio:
                     raise UnsupportedWav("expected a track with sound, found none")
                 if not (known := [track for track in file.streams.audio if track.codec_context]):

@@ -203,9 +203,7 @@ class LiveTranscriber:
             async for utterance in self._finish(ended):
                 yield utterance
             return
-        if self._partial and self._partial.done():
-            self._partial.result()
-            self._partial = None
+        self._check_partial()
         much = self._endpointer.seconds - self._heard >= PARTIAL
         if much and not self._partial and (running := self._endpointer.running):
             self._heard = running.end
@@ -224,7 +222,14 @@ class LiveTranscriber:
             await asyncio.gather(self._partial, return_exceptions=True)
             self._partial = None
 
+    def _check_partial(self) -> None:
+        """Raise what a partial text that is done has raised."""
+        if self._partial and self._partial.done():
+            done, self._partial = self._partial, None
+            done.result()
+
     async def _finish(self, ended: list[Piece]) -> AsyncGenerator[Utterance, None]:
+        self._check_partial()
         await self.close()
         self.partial = ""
         for piece in ended:

@@ -179,6 +179,25 @@ def test_a_worker_that_dies_is_restarted():
     run(scenario)
 
 
+def test_everyone_is_answered_when_a_worker_dies_or_gives_too_little():
+    async def dying(recorder, batcher):
+        busy = await held(recorder, batcher)
+        tasks = await submitted(batcher, (1, 1.0), (-1, 1.0), (666, 1.0), (2, 1.0))
+        recorder.go_on.set()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert (found[0], *map(type, found[1:])) == (2, ValueError, InferenceFailed, InferenceFailed)
+        assert await batcher.submit(3, 1.0) == 6
+        await busy
+
+    async def too_little(recorder, batcher):
+        batcher._run = lambda items: []
+        with pytest.raises(InferenceFailed):
+            await batcher.submit(1, 1.0)
+
+    run(dying)
+    run(too_little)
+
+
 def test_closing_answers_what_was_accepted_and_takes_no_more():
     async def scenario(recorder, batcher):
         busy = await held(recorder, batcher)

@@ -3,6 +3,7 @@
 import io
 import itertools
 import logging
+import mmap
 import struct
 import sys
 import time
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from speech.audio import SAMPLE_RATE, decode_wav
 from speech.errors import AudioError, AudioTooLong, DamagedWav, NotAWav, UnsupportedWav
-from speech.formats import MAX_FRAME, MAX_GAP, MAX_LINKS, MAX_PACKETS, decode_audio, resample
+from speech.formats import MAX_FRAME, MAX_GAP, MAX_LINKS, MAX_PACKETS, decode_audio, decode_blocks, resample
 
 ROOT = Path(__file__).resolve().parent.parent
 LEVEL = 0.25  # of the 1 kHz tone
@@ -424,6 +425,18 @@ def test_what_is_no_more_sound_of_an_mp3_is_said(what: str, caplog: pytest.LogCa
     }[what]
     assert decode_audio(MP3 + behind, max_seconds=7).duration == pytest.approx(3, abs=0.06)
     assert "decoding stopped after 3.0" in caplog.text
+
+
+def test_a_film_on_the_disk_is_not_copied_into_memory(tmp_path: Path):
+    padding = 30 << 20
+    (tmp_path / "film").write_bytes(FILES["mp4"] + struct.pack(">I4s", padding, b"free") + bytes(padding - 8))
+    with (tmp_path / "film").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        tracemalloc.start()
+        try:
+            assert sum(len(block) for block in decode_blocks(data)) > 0
+            assert tracemalloc.get_traced_memory()[1] < padding / 3
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize("box", [b"stsz", b"trun", b"cmov"])

@@ -184,10 +184,10 @@ class Heard:
     async def show(self, text: str) -> None:
         self.shown.append(text)
 
-    def hear(self, samples: np.ndarray, pause: float = 0.002) -> list[Utterance]:
+    def hear(self, samples: np.ndarray, pause: float = 0.002, size: int = 2 * STEP) -> list[Utterance]:
         async def run() -> list[Utterance]:
             live, found = LiveTranscriber(self.transcribe, self.preview, self.show), []
-            for block in blocks(samples, 2 * STEP):
+            for block in blocks(samples, size):
                 found += [utterance async for utterance in live.accept(block)]
                 await asyncio.sleep(pause)
             found += [utterance async for utterance in live.end()]
@@ -220,5 +220,6 @@ def test_an_error_of_a_partial_text_is_passed_over_a_bug_is_not():
     assert len(heard.hear(np.concatenate([voice(3), noise(1.5)]))) == 1
     assert heard.shown == []
     heard.problem = RuntimeError("bug")
-    with pytest.raises(RuntimeError, match="bug"):
-        heard.hear(np.concatenate([voice(3), noise(1.5)]))
+    for size in (2 * STEP, 30 * STEP):  # the utterance goes on, or the next block ends it
+        with pytest.raises(RuntimeError, match="bug"):
+            heard.hear(np.concatenate([voice(3), noise(3)]), size=size)

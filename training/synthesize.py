@@ -7,7 +7,6 @@ Same texts, engines, options and seed: same clips.
 import argparse
 import csv
 import logging
-import os
 import re
 import shutil
 import subprocess
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from speech.alphabet import normalise_text
 from speech.audio import SAMPLE_RATE
+from speech.engine import available_cores
 from training.command import UNUSABLE
 from training.dataset import load_audio, read_lines
 
@@ -208,7 +208,7 @@ class Studio:
     def record(self, texts: Sequence[str], endless: bool) -> Iterator[tuple[str, Voice, np.ndarray | str]]:
         """Each text in a voice, in random order, on all cores; endless: again and again, each time drawn anew."""
         rng = np.random.default_rng(self.seed)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(available_cores()) as pool:
             for start in count(0, len(texts)) if endless else [0]:
                 order = [texts[i] for i in rng.permutation(len(texts))]
                 for first in range(0, len(order), ROUND):
