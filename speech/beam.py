@@ -125,10 +125,12 @@ class BeamDecoder:
         self._run = Search(letters_known, language_model, alphabet.size, self.space, self.options, at_once)
 
     def decode(self, log_probs: LogProbs, hot_words: Weights = NONE_HOT, duration: float = math.inf) -> Transcript:
-        """The best text; no word ends after ``duration`` seconds. Raises ValueError for an absurd hot word."""
+        """The best text; no word ends after ``duration`` seconds. None if it is less sure than `BeamOptions` asks for,
+        but where hot words are expected, which may be any sound. Raises ValueError for an absurd one."""
         reader = self._search(log_probs, hot_words)
-        best = max(reader.ended().items(), key=itemgetter(1))
-        return reader.read(best[0], duration)
+        node, _ = max(reader.ended().items(), key=itemgetter(1))
+        best = reader.read(node, duration)
+        return best if hot_words or best.confidence >= self.options.least_confidence else Transcript("", 0.0)
 
     def hypotheses(self, log_probs: LogProbs, hot_words: Weights = NONE_HOT, duration: float = math.inf) -> Scored:
         """The texts in the beam at the end, best first. Arguments as those of `decode`."""

@@ -5,6 +5,7 @@ needs no compiler where the service is installed, is one file for every platform
 its own, which is filled with tables here.
 """
 
+import logging
 import math
 import threading
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ NODE = np.dtype([("peak", "<f8"), ("parent", "<i4"), ("label", "<i4"), ("place",
 
 Array = npt.NDArray[Any]
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class BeamOptions:
@@ -61,6 +64,7 @@ class BeamOptions:
     beam_floor: float = 3e-4  # share of the best prefix's probability below which a prefix is dropped
     recombine: bool = True  # of prefixes that the future cannot tell apart keep the best; lists fewer alternatives
     blank_skip: float = 0.996  # a step whose blank is more probable than this says nothing
+    least_confidence: float = 0.0  # a text less sure than this was heard where nobody speaks, and is not written
 
     def __post_init__(self) -> None:
         numbers = [*self.priors, *(value for name, value in asdict(self).items() if name != "priors")]
@@ -139,12 +143,20 @@ class Search:
             self._made += too_few
         try:
             if too_few:
-                self._give_back(machine.copy())
+                self._copy(machine)
             yield machine
         finally:
             self._give_back(machine)
             with self._changed:
                 self._callers -= 1
+
+    def _copy(self, machine: "_Machine") -> None:
+        try:
+            self._give_back(machine.copy())
+        except (MemoryError, wasmtime.WasmtimeError):  # the one there is will do, and another caller tries again
+            log.warning("no memory for another search; utterances wait for their turn")
+            with self._changed:
+                self._made -= 1
 
     def _give_back(self, machine: "_Machine") -> None:
         with self._changed:

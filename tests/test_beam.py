@@ -19,7 +19,7 @@ from hypothesis.extra.numpy import arrays
 
 from speech.alphabet import CHARACTERS, Alphabet
 from speech.beam import BeamDecoder, read_options
-from speech.ctc import LogProbs, decode_greedy
+from speech.ctc import LogProbs, Transcript, decode_greedy
 from speech.errors import ModelMismatch, ModelNotFound
 from speech.language_model import UNKNOWN, LanguageModel, read_language_model
 from speech.search import CODE, BeamOptions, _Machine
@@ -238,6 +238,16 @@ def test_words_have_the_times_of_greedy_decoding(model: LanguageModel, text: str
     for word, expected in zip(found.words, greedy.words, strict=True):
         assert (word.text, word.start, word.end) == (expected.text, expected.start, expected.end)
         assert word.confidence == pytest.approx(expected.confidence, abs=1e-5)
+
+
+def test_a_text_less_sure_than_asked_for_is_not_written(model: LanguageModel) -> None:
+    log_probs = spoken("a cat", Alphabet(), 0.5)
+    plain, strict, lax = (
+        BeamDecoder(Alphabet(), model, BeamOptions(least_confidence=least)) for least in (0.0, 0.51, 0.49)
+    )
+    assert plain.decode(log_probs) == lax.decode(log_probs) == strict.decode(log_probs, {"dog": 1.0})
+    assert (plain.decode(log_probs).text, strict.decode(log_probs)) == ("a cat", Transcript("", 0.0))
+    assert strict.decode(spoken("a cat", Alphabet())).text == "a cat"
 
 
 @given(st.integers(0, 10**6), st.integers(2, 40))

@@ -86,6 +86,8 @@ def test_tuning_finds_weights_at_least_as_good_and_writes_them(
     assert (options.width, options.priors) == (16, priors(heard))
     tuned, plain = (score(heard, Alphabet(), BeamDecoder(Alphabet(), model, tried)) for tried in (options, start))
     assert tuned.loss <= plain.loss
+    sure = [BeamDecoder(Alphabet(), model, options).decode(h.log_probs).confidence for h in heard]
+    assert 0.6 * min(sure) < options.least_confidence < 0.7 * np.median(sure)
     written = json.loads(out.read_text())["measured"]
     assert written["wer_cer_percent"]["beam"]["one"][0] < written["wer_cer_percent"]["greedy"]["one"][0]
     assert "greedy" in capsys.readouterr().out
