@@ -75,7 +75,9 @@ def answer(opened: socket.socket) -> bytes:
     """One answer of the app."""
     found = b""
     while not found.endswith(b"hello"):
-        found += opened.recv(65536)
+        part = opened.recv(65536)
+        assert part, f"closed after {found!r}"
+        found += part
     return found
 
 

@@ -135,6 +135,7 @@ def test_silence_and_nothing(server: Process):
 
 
 START = '{"sample_rate": 16000}'
+VOSK_START = f'{{"config": {START}}}'
 DEEP = "[" * 100_000
 
 
@@ -224,17 +225,21 @@ def test_vosks_other_configurations(server: Process):
 
 
 @pytest.mark.parametrize(
-    ("message", "words"),
+    ("messages", "words"),
     [
-        ('{"config": {"model": "/etc/passwd"}}', ["sample_rate", "model"]),
-        ('{"config": 3}', ["config"]),
-        ('{"config": {"max_alternatives": 3}}', ["max_alternatives", "3"]),
-        ('{"reset": 1}', ["config", "reset"]),
+        (['{"config": {"model": "/etc/passwd"}}'], ["sample_rate", "model"]),
+        (['{"config": 3}'], ["config"]),
+        (['{"config": {"max_alternatives": 3}}'], ["max_alternatives", "3"]),
+        (['{"reset": 1}'], ["config", "reset"]),
+        ([VOSK_START, bytes(100), VOSK_START], ["eof after sound", "16000"]),
     ],
 )
-def test_what_vosk_has_and_we_lack_is_refused(server: Process, message: str, words: list[str]):
+def test_what_vosk_has_and_we_lack_is_refused(server: Process, messages: list[str | bytes], words: list[str]):
     with open_stream(server, "/vosk") as socket:
-        socket.send(message)
+        for message in messages:
+            socket.send(message)
+        if len(messages) > 1:
+            assert json.loads(socket.recv(timeout=20)) == {"partial": ""}
         (found,), code = rest(socket)
     assert code == 1007
     assert all(word in found["error"]["message"] for word in words)
