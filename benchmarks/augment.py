@@ -25,6 +25,7 @@ KINDS = {
     "gain": replace(OFF, gain_probability=1),
     "telephone": replace(OFF, telephone_probability=1),
     **{kind: replace(OFF, codec_probability=1, codec_kinds=(kind,)) for kind in CODECS},
+    "vocal tract": replace(OFF, vocal_tract_probability=1),
     "SpecAugment": replace(OFF, time_masks=2, frequency_masks=2),
 }
 

@@ -1,10 +1,14 @@
 """The labels that the network writes: which number is which character, and where the blank stands."""
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz'?! "
+APOSTROPHES = re.compile(r"(?<=\w)[`´ʼ‘](?=\w)|’")
+SPELT = str.maketrans({"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th"})
+ZERO_WIDTH_SPACE = "\u200b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +45,25 @@ class Alphabet:
 def normalise_text(text: str, characters: str = CHARACTERS) -> str:
     """The one spelling of a text, for training and for scoring.
 
-    Letters are lowered and lose their accents, typographic apostrophes become ``'``, hyphens, dashes and any white
-    space become one space, and whatever the alphabet lacks is dropped. Numbers are dropped too: write them out first.
+    Letters are lowered and lose their accents, typographic apostrophes become ``'``. White space, dashes and marks that
+    the alphabet lacks become one space, but for the single full stop; letters that it lacks are dropped. Numbers are
+    dropped too: write them out first.
     """
-    folded = unicodedata.normalize("NFKD", text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
-    spaced = (" " if c.isspace() or unicodedata.category(c) == "Pd" else c for c in folded)
+    spaced = (" " if c not in characters and _parts(c) else c for c in _folded(text).replace("...", " "))
     return " ".join("".join(c for c in spaced if c in characters).split())
+
+
+def lost_characters(text: str, characters: str = CHARACTERS) -> str:
+    """The letters and digits of a text that `normalise_text` drops."""
+    return "".join(c for c in _folded(text) if c.isalnum() and c not in characters)
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKD", APOSTROPHES.sub("'", text.lower()).translate(SPELT))
+
+
+def _parts(character: str) -> bool:
+    """Whether words on both sides of it are two."""
+    return character == ZERO_WIDTH_SPACE or (
+        character != "." and (character.isspace() or unicodedata.category(character)[0] in "PS")
+    )

@@ -44,25 +44,27 @@ Block = npt.NDArray[np.float32]  # (n, channels)
 log = logging.getLogger(__name__)
 
 
-def decode_audio(data: Bytes, max_seconds: float = float("inf")) -> Waveform:
+def decode_audio(data: Bytes, max_seconds: float = float("inf"), whole: bool = False) -> Waveform:
     """Sound of a file, channels averaged, at 22050 Hz and rounded to 16 bits as in training.
 
     A 22050 Hz mono 16-bit WAV file comes out exactly as `speech.audio.decode_wav` gives it.
 
     Raises:
         NotAWav: not a file of a kind that we read, or one that needs the package ``av``, which is not installed.
-        DamagedWav: empty, or not one sample of it can be decoded.
+        DamagedWav: empty, or not one sample of it can be decoded; or not all, if it is to be ``whole``.
         UnsupportedWav: no track with sound, an unknown encoding, or a rate or channel count out of bounds.
         AudioTooLong: more than ``max_seconds``.
     """
-    return Waveform(np.concatenate(list(decode_blocks(data, max_seconds))))
+    return Waveform(np.concatenate(list(decode_blocks(data, max_seconds, whole))))
 
 
-def decode_blocks(data: Bytes, max_seconds: float = float("inf")) -> Iterator[npt.NDArray[np.float32]]:
+def decode_blocks(
+    data: Bytes, max_seconds: float = float("inf"), whole: bool = False
+) -> Iterator[npt.NDArray[np.float32]]:
     """`decode_audio` block by block, for sound that is not to be in memory as a whole; raises as it goes."""
     kind = _kind(data)
     rate, blocks = _open_av(data, kind) if kind != "sndfile" else _open_soundfile(data)
-    for block in _resampled(_mono(blocks, rate, max_seconds), rate):
+    for block in _resampled(_mono(blocks, rate, max_seconds, whole), rate):
         samples = np.clip(np.rint(block * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
         yield from_pcm16(samples).samples
 
@@ -102,7 +104,9 @@ class Resampler:
         return self.push(np.empty(0, np.float32), last=True)
 
 
-def _mono(blocks: Iterator[Block], rate: int, max_seconds: float) -> Iterator[npt.NDArray[np.float32]]:
+def _mono(
+    blocks: Iterator[Block], rate: int, max_seconds: float, whole: bool = False
+) -> Iterator[npt.NDArray[np.float32]]:
     """Averaged channels (n,) in [-1, 1], counted and checked; ends where the file breaks off after a first sample."""
     decoded, some = 0, False
     try:
@@ -115,7 +119,7 @@ def _mono(blocks: Iterator[Block], rate: int, max_seconds: float) -> Iterator[np
                 raise AudioTooLong(f"expected at most {max_seconds:g} s of sound, found {decoded / rate:.1f} s or more")
             yield np.clip(block, -1, 1).mean(axis=1, dtype=np.float32)
     except DamagedWav as error:
-        if not decoded:
+        if whole or not decoded:
             raise
         log.warning("decoding stopped after %.2f s: %s", decoded / rate, error)
     if not decoded:

@@ -154,10 +154,10 @@ def test_a_vocal_tract_moves_what_is_below_its_knee_and_keeps_the_pace_and_the_e
 def test_a_vocal_tract_is_drawn_by_lot(spoken: np.ndarray):
     frames = spectrogram(Waveform(spoken)).frames
     every = replace(OFF, vocal_tract_probability=1)
-    one, again, other = (every.spectrum(frames, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    one, again, other = (every.vocal_tract(frames, np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert np.array_equal(one, again)
     assert not np.allclose(one, other)
-    assert np.array_equal(OFF.spectrum(frames, np.random.default_rng(0)), frames)
+    assert np.array_equal(OFF.vocal_tract(frames, np.random.default_rng(0)), frames)
 
 
 def test_stretching_moves_what_happens_and_keeps_its_pitch():

@@ -126,6 +126,14 @@ def test_what_was_spoken_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "rose" not in read_language_model(tmp_path / "lm.npz").words
 
 
+def test_what_is_held_out_is_not_learnt_from_other_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "manifest.csv").write_text("path,text,split\na.wav,Zebra crossings!,dev\n")
+    (tmp_path / "text.txt").write_text("\n".join([*TEXTS, "zebra crossings"]))
+    main([f"{tmp_path}/text.txt", "--out", f"{tmp_path}/lm.npz", "--dev", f"{tmp_path}/manifest.csv"])
+    assert "1 of 11 texts left out" in capsys.readouterr().out
+    assert "zebra" not in read_language_model(tmp_path / "lm.npz").words
+
+
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.csv").write_text("".join(f"id|{text.upper()}!\n" for text in TEXTS), encoding="utf-8")
     (tmp_path / "manifest.csv").write_text("path,text,split\na.wav,The cat?,dev\nb.wav,Other words,train\n")

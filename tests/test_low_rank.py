@@ -32,9 +32,13 @@ def kernel_and_inputs(noise: float) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+def squares(inputs: np.ndarray) -> np.ndarray:
+    return inputs.T.astype(np.float64) @ inputs
+
+
 def test_responses_stay_and_the_rank_falls():
     kernel, inputs = kernel_and_inputs(noise=0.01)
-    found = reduced(kernel, inputs, lost=0.001)
+    found = reduced(kernel, squares(inputs), lost=0.001)
     assert np.linalg.matrix_rank(found, 1e-4) == MULTIPLE
     responses = inputs @ kernel
     assert np.square(inputs @ found - responses).sum() < 0.001 * np.square(responses).sum()
@@ -42,13 +46,13 @@ def test_responses_stay_and_the_rank_falls():
 
 def test_what_needs_all_dimensions_stays_as_it_is():
     kernel, inputs = kernel_and_inputs(noise=10)
-    assert reduced(kernel, inputs, lost=0.001) is kernel
+    assert reduced(kernel, squares(inputs), lost=0.001) is kernel
     assert factors(kernel) is None
 
 
 def test_silence_and_nothing_change_nothing():
     kernel, inputs = kernel_and_inputs(noise=0)
-    assert reduced(kernel, 0 * inputs) is kernel
+    assert reduced(kernel, squares(0 * inputs)) is kernel
     into, out = factors(0 * kernel)
     assert not (into @ out).any()
 

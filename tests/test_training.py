@@ -21,10 +21,11 @@ from predictor import SpeechPredictor
 from speech.alphabet import Alphabet
 from speech.engine import computes_bfloat16
 from speech.errors import ModelMismatch
+from speech.formats import decode_audio
 from speech.model_card import read_card
 from training import ray_train
 from training.augment import Augmentation
-from training.dataset import Clip, Utterance, batches, load_audio, load_clips, read_utterances, repeat
+from training.dataset import Clip, Utterance, batches, load_audio, load_clips, read_lines, read_utterances, repeat
 from training.muon import Muon
 from training.publish import main as publish
 from training.publish import write_weights
@@ -291,6 +292,88 @@ def test_a_run_stops_when_dev_gets_no_better_and_keeps_the_best(corpus: Path, tm
     assert all(map(torch.equal, again.averaged.state_dict().values(), scored[1]))
 
 
+def test_the_best_weights_are_kept_when_the_epochs_end(corpus: Path, tmp_path: Path, monkeypatch, caplog):
+    scores = iter([10.0, 50.0, 50.0])
+    monkeypatch.setattr("training.train.error_rates", lambda *_: {"tones": (next(scores), 0.0)})
+    monkeypatch.setattr("training.train.SAVE_SECONDS", 0)
+    monkeypatch.setattr(Trainer, "progress", lambda trainer: trainer.step / 2)
+    train, dev = load_splits([corpus], tmp_path / "cache")
+    with caplog.at_level(logging.INFO):
+        trainer = Trainer(
+            Recipe(rnn_layers=1, rnn_units=8, batch_seconds=2, patience=9, epochs=9), train, dev, tmp_path
+        )
+        trainer.run()
+    assert trainer.best[0] == 10.0
+    assert "kept the best weights, of 10.0 % WER" in caplog.text
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["averaged"]
+    assert all(torch.equal(saved[name], value) for name, value in trainer.best[1].items())
+
+
+def test_what_patience_ended_does_not_go_on(corpus: Path, tmp_path: Path, monkeypatch, caplog):
+    monkeypatch.setattr("training.train.error_rates", lambda *_: {"tones": (50.0, 0.0)})
+    train, dev = load_splits([corpus], tmp_path / "cache")
+    recipe = Recipe(rnn_layers=1, rnn_units=8, batch_seconds=2, patience=2)
+    before = Trainer(recipe, train, dev, tmp_path)
+    before.stale = 2
+    before.write()
+    trainer = Trainer(recipe, train, dev, tmp_path)
+    trainer.run()
+    assert trainer.step == 0
+    assert "a higher --patience goes on with it" in caplog.text
+
+
+def test_a_checkpoint_is_there_before_scoring(corpus: Path, tmp_path: Path, monkeypatch):
+    def fails(*_: object) -> None:
+        assert (tmp_path / "checkpoint.pt").exists()
+        raise MemoryError
+
+    monkeypatch.setattr("training.train.error_rates", fails)
+    trainer = Trainer(Recipe(rnn_layers=1, rnn_units=8), *load_splits([corpus], tmp_path / "cache"), tmp_path)
+    with pytest.raises(MemoryError):
+        trainer.save()
+
+
+def test_a_run_that_goes_on_draws_as_one_that_was_not_stopped_and_decays_as_asked(
+    corpus: Path, tmp_path: Path, monkeypatch
+):
+    train, dev = load_splits([corpus], tmp_path / "cache")
+    recipe = Recipe(rnn_layers=1, rnn_units=8, batch_seconds=2, epochs=1)
+
+    def draws(position: int) -> list[float]:
+        heard: list[float] = []
+        trainer = Trainer(recipe, train, dev, tmp_path)
+        trainer.position, trainer.length = position, 4
+        monkeypatch.setattr(Trainer, "learn", lambda _, group, rng: heard.append(rng.random()) or 0.0)
+        monkeypatch.setattr(Trainer, "save", lambda _: None)
+        trainer.run()
+        return heard
+
+    whole = draws(0)
+    assert len(set(whole)) == len(whole) > 3
+    assert draws(2) == whole[2:]
+    Trainer(recipe, train, dev, tmp_path).write()
+    again = Trainer(replace(recipe, weight_decay=0.5), train, dev, tmp_path)
+    assert {group["weight_decay"] for group in again.optimizers[0].param_groups} == {0.5}
+
+
+def test_what_augmentation_leaves_too_short_is_padded_and_vocal_tracts_change_from_the_first_epoch(tmp_path: Path):
+    short = Clip(Utterance("a", tmp_path, "a", "short", "", "train"), np.full(260, 1000, np.int16), "a")
+    heard: list[float] = []
+
+    class Faster(Augmentation):
+        def sound(self, samples: np.ndarray, rng: np.random.Generator, speech: bool = True) -> np.ndarray:
+            return samples[:200]
+
+        def vocal_tract(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+            heard.append(len(frames))
+            return frames
+
+    recipe = Recipe(rnn_layers=1, rnn_units=8, mask_from_epoch=1)
+    trainer = Trainer(recipe, [short], [], tmp_path, augmentation=Faster())
+    assert np.isfinite(trainer.learn([short], np.random.default_rng(0)))
+    assert heard == [1]
+
+
 def test_two_workers_share_an_epoch_and_agree_on_the_weights(corpus: Path, tmp_path: Path):
     script = tmp_path / "script.py"
     script.write_text(
@@ -491,6 +574,42 @@ def test_splits_that_are_not_used_are_said(tmp_path: Path, caplog: pytest.LogCap
     assert "left out 1 utterances of the splits valid" in caplog.text
 
 
+def test_texts_of_other_splits_are_not_learnt(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    rows = ["path,text,split", *(f"{name}.wav,text of {name},{name}" for name in ("train", "dev", "test", "valid"))]
+    (tmp_path / "manifest.csv").write_text("\n".join([*rows, "x.wav,text of none,"]))
+    for source in (tmp_path, tmp_path / "manifest.csv"):
+        assert read_lines(source) == ["text of train", "text of none"]
+        assert "left out the texts of the splits test, valid" in caplog.text
+        caplog.clear()
+        assert read_lines(source, dev=True) == ["text of dev"]
+        assert not caplog.text
+
+
+def test_training_hears_what_the_service_hears(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    rng, whole = np.random.default_rng(0), tmp_path / "whole.mp3"
+    soundfile.write(whole, speak("abcdefgh", rng), RATE, format="MP3")
+    (tmp_path / "joined.mp3").write_bytes(2 * whole.read_bytes())
+    soundfile.write(tmp_path / "cut.flac", speak("abcdefgh" * 4, rng), RATE)
+    data = (tmp_path / "cut.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(data[: len(data) // 2])
+    (tmp_path / "manifest.csv").write_text("path,text\nwhole.mp3,a\njoined.mp3,b 2 you\ncut.flac,c\n")
+    one, two = load_clips(read_utterances(tmp_path), tmp_path / "cache")
+    assert np.array_equal(two.samples, (decode_audio((tmp_path / "joined.mp3").read_bytes()).samples * 32768))
+    assert len(two.samples) > 1.9 * len(one.samples)
+    assert "cut.flac: expected a file that can be decoded" in caplog.text
+    assert "1 texts hold digits or letters that are not written, so spell them out: joined: b 2 you" in caplog.text
+
+
+def test_a_cache_is_seen_when_it_is_whole(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def seen(path: Path) -> np.ndarray:
+        assert not list(tmp_path.glob("*.int16"))
+        return load_audio(path)
+
+    monkeypatch.setattr("training.dataset.load_audio", seen)
+    assert load_clips(read_utterances(corpus), tmp_path)
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".int16", ".npy"]
+
+
 def test_a_text_with_more_letters_than_steps_is_named_and_not_trained_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -598,9 +717,9 @@ def test_augmentation_keeps_shapes_and_can_be_switched_off(corpus: Path):
     off = Augmentation(speed_probability=0, noise_probability=0, time_masks=0, frequency_masks=0)
     assert np.array_equal(off.sound(sound, rng), sound)
     frames = rng.normal(0, 1, (100, 193)).astype(np.float32)
-    assert np.array_equal(off.spectrum(frames, rng), frames)
+    assert np.array_equal(off.masked(frames, rng), frames)
     on = Augmentation(speed_probability=1, noise_probability=1)
     assert 0.88 * RATE < len(on.sound(sound, rng)) < 1.13 * RATE
-    masked = on.spectrum(frames, rng)
+    masked = on.masked(frames, rng)
     assert masked.shape == frames.shape
     assert (masked == 0).any()

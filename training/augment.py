@@ -155,13 +155,15 @@ class Augmentation:
     def _background(self, samples: Sound, rng: np.random.Generator) -> Sound:
         return background(self.background_kinds[rng.integers(len(self.background_kinds))], samples, rng)
 
-    def spectrum(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Another vocal tract for float32 (n_frames, 193), and SpecAugment masks, set to the mean, 0
-        (https://arxiv.org/abs/1904.08779)."""
+    def vocal_tract(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Another one for float32 (n_frames, 193), or the same."""
         if _lot(self.vocal_tract_probability, rng):
-            frames = warp_frequencies(frames, 1 + rng.uniform(-self.vocal_tract_range, self.vocal_tract_range))
-        else:
-            frames = frames.copy()
+            return warp_frequencies(frames, 1 + rng.uniform(-self.vocal_tract_range, self.vocal_tract_range))
+        return frames
+
+    def masked(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """SpecAugment masks over float32 (n_frames, 193), set to the mean, 0 (https://arxiv.org/abs/1904.08779)."""
+        frames = frames.copy()
         n_frames, n_bins = frames.shape
         for _ in range(self.time_masks):
             width = int(rng.integers(0, min(self.time_mask_frames, n_frames // 10) + 1))

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +14,16 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
-from speech.alphabet import normalise_text
-from speech.audio import SAMPLE_RATE
+from speech.alphabet import lost_characters, normalise_text
+from speech.audio import FULL_SCALE, SAMPLE_RATE
+from speech.errors import AudioError
 from speech.features import FRAME_LENGTH, FRAME_STEP
-from speech.formats import resample
+from speech.formats import decode_audio
 
+CACHE = 2  # its version: what is decoded otherwise is decoded anew
+AT_ONCE = 64  # recordings that are decoded and not yet written
 LIBRISPEECH = re.compile(r"LibriSpeech|(train|dev|test)-(clean|other)(-\d+)?")  # folders that it comes in
 
 log = logging.getLogger(__name__)
@@ -68,19 +71,26 @@ def read_utterances(data: Path) -> list[Utterance]:
 def read_lines(source: Path, dev: bool = False) -> list[str]:
     """Texts as published: of plain text, of ``id|text`` lines, of a CSV with a column ``text``, or of recordings.
 
-    What names splits gives all but ``dev``, or ``dev`` alone: what is scored is not to be learnt.
+    What names splits gives ``train``, or ``dev`` alone: what is scored is not to be learnt.
     """
     if source.is_dir():
-        return [utterance.text for utterance in read_utterances(source) if (utterance.split == "dev") == dev]
+        return _of_split(((u.split, u.text) for u in read_utterances(source)), source, dev)
     with _lines(source) as file:
         first = next(file, "")
         if "text" in next(csv.reader([first[:9999]]), []):
-            return [row["text"] for row in _rows(file, first, source) if row["text"] and (_split(row) == "dev") == dev]
+            return _of_split(((_split(row), row["text"]) for row in _rows(file, first, source)), source, dev)
         for mark in ";\t":
             if "text" in first.strip().split(mark):
                 raise ValueError(f"expected commas between the columns of {source}, found {mark!r}")
         rows = _columns(chain([first], file))
     return _texts(rows) if all(len(row) > 1 for row in rows) else ["|".join(row) for row in rows]
+
+
+def _of_split(texts: Iterable[tuple[str, str]], source: Path, dev: bool) -> list[str]:
+    found = list(texts)
+    if not dev and (others := sorted({split for split, _ in found} - {"train", "dev", ""})):
+        log.warning("left out the texts of the splits %s of %s", ", ".join(others), source)
+    return [text for split, text in found if text and (split == "dev" if dev else split in ("train", ""))]
 
 
 @contextmanager
@@ -163,15 +173,12 @@ def _from_librispeech(transcript: Path, corpus: str) -> Iterator[Utterance]:
 
 
 def load_audio(path: Path) -> np.ndarray:
-    """Any recording that libsndfile reads, as 16-bit samples: int16 (n,) at 22050 Hz, channels averaged.
+    """Any recording that the service reads, as it hears it: int16 (n,) at 22050 Hz, channels averaged.
 
-    Resampled by soxr (high quality) and rounded to 16 bits, exactly what the service would get uploaded.
+    Raises:
+        AudioError: it is none, or not all of it can be read; OSError.
     """
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    if not np.isfinite(samples).all():
-        raise ValueError("expected finite samples, found infinite ones or NaN")
-    mono = resample(samples.mean(axis=1), rate)
-    return np.clip(np.rint(mono * 32768), -32768, 32767).astype(np.int16)
+    return (decode_audio(path.read_bytes(), whole=True).samples * FULL_SCALE).astype(np.int16)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,7 +206,7 @@ def _try_load(path: Path) -> np.ndarray | str:
         return f"{path}: no such file"
     try:
         samples = load_audio(path)
-    except (soundfile.LibsndfileError, OSError, ValueError, TypeError) as error:  # TypeError: samples without a header
+    except (AudioError, OSError) as error:
         return f"{path}: {error}"
     return samples if len(samples) >= FRAME_LENGTH else f"{path}: {len(samples)} samples"
 
@@ -215,21 +222,12 @@ def load_clips(utterances: Sequence[Utterance], cache: Path) -> list[Clip]:
 
     A recording that cannot be read, is too short or has no text left is named in the log, counted and skipped.
     """
-    key = hashlib.sha256("\n".join(_identity(u.path) for u in utterances).encode()).hexdigest()[:16]
+    names = "\n".join([f"{CACHE}", *(_identity(u.path) for u in utterances)])
+    key = hashlib.sha256(names.encode()).hexdigest()[:16]
     cache.mkdir(parents=True, exist_ok=True)
     data, index = cache / f"{key}.int16", cache / f"{key}.lengths.npy"
     if not _is_whole(data, index):
-        lengths = []
-        index.unlink(missing_ok=True)
-        with data.open("wb") as out, ThreadPoolExecutor() as pool:
-            loaded = pool.map(_try_load, (u.path for u in utterances))
-            for samples in tqdm(loaded, total=len(utterances), desc="decoding", unit="clip"):
-                if isinstance(samples, str):
-                    log.warning("skipped %s", samples)
-                    samples = np.empty(0, np.int16)
-                out.write(samples.tobytes())
-                lengths.append(len(samples))
-        np.save(index, np.asarray(lengths, np.int64))
+        _decode([u.path for u in utterances], data, index)
     else:
         for utterance, length in zip(utterances, np.load(index), strict=True):
             if not length:
@@ -241,6 +239,10 @@ def load_clips(utterances: Sequence[Utterance], cache: Path) -> list[Clip]:
         Clip(utterance, audio[end - length : end], normalise_text(utterance.text))
         for utterance, length, end in zip(utterances, lengths, ends, strict=True)
     ]
+    lost = [clip for clip in clips if lost_characters(clip.utterance.text)]
+    if lost:
+        examples = "; ".join(f"{clip.utterance.id}: {clip.utterance.text:.50}" for clip in lost[:3])
+        log.warning("%d texts hold digits or letters that are not written, so spell them out: %s", len(lost), examples)
     for clip in clips:
         if len(clip.samples) and not clip.text:
             log.warning("skipped %s: no letters in its text %r", clip.utterance.path, clip.utterance.text[:50])
@@ -248,6 +250,24 @@ def load_clips(utterances: Sequence[Utterance], cache: Path) -> list[Clip]:
     if len(good) < len(clips):
         log.warning("%d of %d recordings skipped", len(clips) - len(good), len(clips))
     return good
+
+
+def _decode(paths: Sequence[Path], data: Path, index: Path) -> None:
+    """Write both files of the cache, each in one move: another process may do the same."""
+    lengths, ours = [], f".{os.getpid()}.npy"
+    with data.with_suffix(ours).open("wb") as out, ThreadPoolExecutor() as pool:
+        loaded = chain.from_iterable(
+            pool.map(_try_load, paths[start : start + AT_ONCE]) for start in range(0, len(paths), AT_ONCE)
+        )
+        for samples in tqdm(loaded, total=len(paths), desc="decoding", unit="clip"):
+            if isinstance(samples, str):
+                log.warning("skipped %s", samples)
+                samples = np.empty(0, np.int16)
+            out.write(samples.tobytes())
+            lengths.append(len(samples))
+    data.with_suffix(ours).replace(data)
+    np.save(index.with_suffix(ours), np.asarray(lengths, np.int64))
+    index.with_suffix(ours).replace(index)
 
 
 def _is_whole(data: Path, index: Path) -> bool:

@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("texts", type=Path, nargs="+", metavar="TEXT",
                         help="plain text, lines of id|text, a CSV with a column text, or recordings")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="the file to write, such as Models/NAME/lm.npz")
-    parser.add_argument("--dev", type=Path, help="held-out text, or recordings with a split dev")
+    parser.add_argument("--dev", type=Path, help="held-out text, or recordings with a split dev; neither is learnt")
     parser.add_argument("--without", type=Path, nargs="+", default=[], metavar="DATA",
                         help="recordings whose texts are left out, for training.train --mmi-lm")  # fmt: skip
     parser.add_argument("--order", type=int, default=3, help="words in the longest n-gram")
@@ -263,14 +263,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"expected held-out texts in {given.dev}, found none")
         spoken = [cleaned(utterance.text) for data in given.without for utterance in read_utterances(data)]
         lines = [line for file in given.texts for line in read_lines(file) if cleaned(line)]
-        texts = [cleaned(line) for line in (without(lines, spoken) if given.without else lines)]
+        spoken += held_out
+        texts = [cleaned(line) for line in (without(lines, spoken) if spoken else lines)]
         prune = [given.prune[min(n, len(given.prune) - 1)] for n in range(given.order)]
         arrays = train(texts, given.order, prune, given.min_count)
         write(arrays, given.out)
     model = read_language_model(given.out)
     grams = ", ".join(f"{len(table.tokens)} {n}-grams" for n, table in enumerate(model.tables, start=2))
-    if given.without:
-        print(f"{len(lines) - len(texts)} of {len(lines)} texts left out, of which the recordings have some or all")
+    if spoken:
+        print(f"{len(lines) - len(texts)} of {len(lines)} texts left out, of which what is held out has some or all")
     print(f"{len(texts)} texts, {len(model.words)} words, {grams}, {given.out.stat().st_size / 1e6:.2f} MB")
     if given.dev:
         measured = perplexity(model, held_out)

@@ -34,11 +34,10 @@ def pays(rank: int, kernel: Matrix) -> bool:
     return rank * sum(kernel.shape) < kernel.size
 
 
-def reduced(kernel: Matrix, inputs: Matrix, lost: float = LOST) -> Matrix:
-    """A kernel (n_in, n_out) of the lowest rank that keeps the power of its responses to inputs (n, n_in), but for a
-    share; the kernel as it is if that does not pay."""
-    responses = inputs.astype(np.float64) @ kernel
-    power, directions = np.linalg.eigh(responses.T @ responses)  # ascending
+def reduced(kernel: Matrix, squares: npt.NDArray[np.float64], lost: float = LOST) -> Matrix:
+    """A kernel (n_in, n_out) of the lowest rank that keeps the power of its responses to inputs x (n, n_in), but for a
+    share; the kernel as it is if that does not pay. ``squares`` is xᵀx, (n_in, n_in)."""
+    power, directions = np.linalg.eigh(kernel.T.astype(np.float64) @ squares @ kernel)  # ascending
     if not power.sum() > 0:
         return kernel
     missing = 1 - np.cumsum(power[::-1]) / power.sum()
@@ -66,14 +65,19 @@ def reduce(network: "Network", clips: Sequence[Clip]) -> None:
     rng, by_corpus = np.random.default_rng(0), defaultdict(list)
     for i in rng.permutation(len(clips)):
         by_corpus[clips[i].utterance.corpus].append(clips[i])
-    heard: list[Matrix] = []
     layer: Any = network.rnn[0]
-    hook = layer.register_forward_pre_hook(lambda _, given: heard.append(given[0].flatten(0, 1).numpy()))
+    squares = np.zeros((layer.kernel.shape[1],) * 2)
+
+    def listen(_: Any, given: Any) -> None:
+        heard = given[0].flatten(0, 1).numpy().astype(np.float64)
+        squares[...] += heard.T @ heard
+
+    hook = layer.register_forward_pre_hook(listen)
     network.eval()
     with torch.no_grad():
         for clip in (clip for corpus in by_corpus.values() for clip in corpus[:CLIPS]):
             network(*pad([spectrogram(from_pcm16(np.asarray(clip.samples)))]))
         hook.remove()
         both = torch.cat(list(layer.kernel), dim=1).numpy()  # of the two directions
-        found = torch.from_numpy(reduced(both, np.concatenate(heard)))
+        found = torch.from_numpy(reduced(both, squares))
         layer.kernel.copy_(torch.stack(found.chunk(2, dim=1)))

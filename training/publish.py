@@ -102,6 +102,8 @@ def plot(log_file: Path, picture: Path) -> None:
     series: dict[str, tuple[list[float], list[float]]] = {}
     with log_file.open(newline="") as lines:
         for row in csv.DictReader(lines):
+            if not row["value"]:  # cut off, as by a full disk
+                continue
             x, y = series.setdefault(row["name"], ([], []))
             x.append(float(row["heard_h"]))
             y.append(float(row["value"]))

@@ -34,7 +34,7 @@ from speech.audio import Waveform, from_pcm16
 from speech.beam import OPTIONS
 from speech.ctc import LogProbs, decode_greedy
 from speech.errors import ModelMismatch
-from speech.features import Spectrogram, spectrogram
+from speech.features import FRAME_LENGTH, Spectrogram, spectrogram
 from speech.model_card import CARD, LANGUAGE_MODEL, WEIGHTS, read_card
 from training.augment import Augmentation, add_arguments
 from training.command import one_line
@@ -200,6 +200,8 @@ class Trainer:
             except (RuntimeError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
                 wanted = f"a checkpoint of a network of {recipe.rnn_layers} × {recipe.rnn_units} in {self.checkpoint}"
                 raise ValueError(f"expected {wanted}, found another or a damaged one") from error
+            for group in self.optimizers[0].param_groups:
+                group["weight_decay"] = recipe.weight_decay
             log.info("resumed at step %d, epoch %d, after %.2f h", self.step, self.epoch, self.elapsed / 3600)
         self.workers.merge(self.network.state_dict(), self.workers.rank == 0)
 
@@ -234,9 +236,11 @@ class Trainer:
         """Train until the epochs, the hours or the patience are over; checkpoint and score every ten minutes."""
         recipe, workers, saved = self.recipe, self.workers, time.monotonic()
         started = met = saved - self.elapsed
-        done = self.progress() >= 1
+        out_of_patience = 0 < recipe.patience <= self.stale
+        done = self.progress() >= 1 or out_of_patience
         if done:
-            log.warning("this run has ended: more --epochs or --hours go on with it, another --out begins a new one")
+            more = "a higher --patience goes" if out_of_patience else "more --epochs or --hours go"
+            log.warning("this run has ended: %s on with it, another --out begins a new one", more)
         while not done:
             rng = np.random.default_rng((recipe.seed, self.epoch))
             chosen = self.augmentation.join(repeat(self.train, recipe.repeat, rng), recipe.max_seconds, rng)
@@ -245,12 +249,11 @@ class Trainer:
             if len(plan) < workers.size:
                 raise ValueError(f"expected a batch for each of {workers.size} workers, found {len(plan)}")
             plan = plan[workers.rank :: workers.size]
-            rng = np.random.default_rng((recipe.seed, self.epoch, workers.rank))
             self.length = len(plan)
             self.position = min(self.position, self.length)  # there may have been more to hear in the last call
             bar = tqdm(plan[self.position :], desc=f"epoch {self.epoch}", unit="batch", mininterval=10)
             for group in bar:
-                loss = self.learn(group, rng)
+                loss = self.learn(group, np.random.default_rng((recipe.seed, self.epoch, workers.rank, self.position)))
                 self.position += 1
                 self.elapsed = time.monotonic() - started
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -268,10 +271,12 @@ class Trainer:
                     break
             if self.position == self.length:
                 self.epoch, self.position = self.epoch + 1, 0
-        if 0 < recipe.patience <= self.stale:
-            self.averaged.load_state_dict(self.best[1])
         if workers.rank == 0:
             self.save()
+            if recipe.patience and self.best[0] < math.inf:
+                log.info("kept the best weights, of %.1f %% WER", self.best[0])
+                self.averaged.load_state_dict(self.best[1])
+                self.write()
 
     def meet(self) -> None:
         """Take the mean of all workers' weights into this worker's, and into the moving average."""
@@ -292,9 +297,10 @@ class Trainer:
         spectrograms = []
         for clip in group:
             sound = augmentation.sound(from_pcm16(np.asarray(clip.samples)).samples, rng, speech=bool(clip.text))
-            frames = spectrogram(Waveform(sound)).frames
+            sound = np.pad(sound, (0, max(0, FRAME_LENGTH - len(sound))))  # it may have become shorter
+            frames = augmentation.vocal_tract(spectrogram(Waveform(sound)).frames, rng)
             masked = self.epoch >= recipe.mask_from_epoch
-            spectrograms.append(Spectrogram(augmentation.spectrum(frames, rng) if masked else frames))
+            spectrograms.append(Spectrogram(augmentation.masked(frames, rng) if masked else frames))
         rate = 0.5 * (1 + math.cos(math.pi * self.progress())) * min(1.0, (self.step + 1) / recipe.warmup_steps)
         for parameters in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             parameters["lr"] = recipe.learning_rate * rate
@@ -328,7 +334,8 @@ class Trainer:
                     self.curves.add_scalar(name, value, self.step)
 
     def save(self) -> None:
-        """Score on dev, then write the checkpoint."""
+        """Write the checkpoint, score on dev, and write what patience makes of it."""
+        self.write()
         rates = error_rates(self.averaged, self.dev, self.alphabet)
         mean = sum(wer for wer, _ in rates.values()) / len(rates) if rates else math.inf
         self.stale += bool(rates)
@@ -338,7 +345,8 @@ class Trainer:
             self.note({f"wer_{name}": round(wer, 2), f"cer_{name}": round(cer, 2)})
         log.info("step %d, %.2f h heard: %s", self.step, self.heard / 3600,
                  ", ".join(f"{name} WER {wer:.1f} CER {cer:.1f}" for name, (wer, cer) in rates.items()))  # fmt: skip
-        self.write()
+        if self.recipe.patience:
+            self.write()
 
     def write(self) -> None:
         """Write the checkpoint in one move."""
@@ -420,6 +428,8 @@ def _prepare(given: argparse.Namespace) -> tuple[Trainer, list[Clip], list[Clip]
     heard = [c for c in short if recipe.repeat.get(c.utterance.corpus, 1)]
     if not heard:
         raise ValueError(f"expected clips to train on in {' '.join(map(str, given.data))}, found none that can be used")
+    if recipe.patience and not dev:
+        raise ValueError("--patience: expected clips of the split dev, found none")
     if unknown := set(recipe.repeat) - {c.utterance.corpus for c in train}:
         raise ValueError(f"--repeat: expected corpora of the data, found {', '.join(sorted(unknown))}")
     if (given.out / WEIGHTS).exists() and not (given.out / "checkpoint.pt").exists():

@@ -7,10 +7,13 @@ networks and unequal machines do no harm: who is slow makes fewer steps.
 
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 
 import torch
 import torch.distributed
 from torch import Tensor
+
+PATIENCE = timedelta(days=1)  # of those who wait: decoding and scoring take as long as they take
 
 
 class Workers:
@@ -21,7 +24,7 @@ class Workers:
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))  # among those of this machine
         self._joined = self.size > 1 and not torch.distributed.is_initialized()  # if not, Ray did, and will part
         if self._joined:
-            torch.distributed.init_process_group("gloo")
+            torch.distributed.init_process_group("gloo", timeout=PATIENCE)
 
     def part(self) -> None:
         """End their connections, once all have come: gloo's threads may abort a process that ends with them open."""
