@@ -32,8 +32,8 @@ class ApiKeys:
         self.app, self.digests = app, [_digest(key) for key in settings.key_list]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        key = _presented(scope)
-        if not self.digests or scope["type"] == "lifespan" or _is_open(scope) or (key and self._is_known(key)):
+        open_ = not self.digests or scope["type"] == "lifespan" or _is_open(scope)
+        if open_ or self._is_known(key := _presented(scope)):
             await self.app(scope, receive, send)
             return
         if scope["type"] == "websocket":
@@ -68,8 +68,6 @@ def _is_open(scope: Scope) -> bool:
 
 def _presented(scope: Scope) -> str:
     """The key that a request or a handshake carries, or an empty text."""
-    if scope["type"] == "lifespan":
-        return ""
     scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return key.strip()

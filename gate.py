@@ -27,13 +27,13 @@ class UploadGate:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self.paths:
             return await self.app(scope, receive, send)
         limit = self.service.settings.max_upload_bytes
-        promised = dict(scope["headers"]).get(b"content-length", b"0").decode("latin-1")
+        promised = dict(scope["headers"]).get(b"content-length", b"0")
         try:
             await self.service.check_room()
         except SpeechError as error:
             return await refuse(speech_error_response(error), receive, send)
-        if promised.isascii() and promised.isdigit() and int(promised) > limit:
-            return await refuse(_too_large(limit, promised), receive, send)
+        if promised.isdigit() and int(promised) > limit:
+            return await refuse(_too_large(limit, promised.decode()), receive, send)
         self.service.in_flight += 1
         try:
             await self._pass_on(scope, receive, send)

@@ -110,20 +110,18 @@ def create_router(
     read_hot_words: ReadHotWords,
     model: str,
     errors: Sequence[tuple[int, str, str]] = (),
-    created: int = 0,
-    owned_by: str = "local",
 ) -> APIRouter:
     """Routes that answer as OpenAI's do.
 
     ``transcribe(file, request, hot_words)`` gives the parts of each upload; what it raises is left to the app's
     handlers, or is the last event of a stream that has begun. ``read_hot_words`` makes hot words of what a client
     wrote, or raises ValueError.
-    ``model`` is the name of the served model, ``created`` when it was made, in seconds since 1970; ``errors``, as
-    `documented_errors` takes them, are shown in the OpenAPI document.
+    ``model`` is the name of the served model; ``errors``, as `documented_errors` takes them, are shown in the OpenAPI
+    document.
     """
     router = APIRouter(tags=["OpenAI"])
     names = (model, *ALIASES)
-    card = {"id": model, "object": "model", "created": created, "owned_by": owned_by}
+    card = {"id": model, "object": "model", "created": 0, "owned_by": "local"}
 
     async def transcriptions(request: Request) -> Response:
         try:

@@ -111,7 +111,7 @@ class SpeechPredictor:
         Raises:
             InferenceFailed: the network raised an error.
         """
-        batch = np.atleast_3d(spectrogram) if spectrogram.ndim == 3 else spectrogram[None]
+        batch = spectrogram if spectrogram.ndim == 3 else spectrogram[None]
         return self._run(np.ascontiguousarray(batch, np.float32), np.full(len(batch), batch.shape[1], np.int32))
 
     def decode_batch_predictions(self, predictions: npt.NDArray[np.float32]) -> list[str]:

@@ -216,14 +216,15 @@ class Service:
         and the deadline begins with a place in it.
 
         Raises:
-            QueueFull, DeadlineExceeded, InferenceFailed.
+            QueueFull, NotReady, DeadlineExceeded, InferenceFailed.
         """
         if is_steady(waveform):
             return Transcript("", 0.0)
         return await self._submit(waveform, time.perf_counter(), hot_words, patient)
 
     async def preview(self, waveform: Waveform, hot_words: Weights = NONE_HOT) -> Transcript:
-        """`hear` for sound that will be heard again: neither counted nor logged. Raises QueueFull if much waits."""
+        """`hear` for sound that will be heard again: neither counted nor logged. Raises QueueFull if much waits, or as
+        `Batcher.submit` does."""
         assert self._batcher is not None
         if self._batcher.queued_seconds > self.settings.max_queue_seconds / 4:
             raise QueueFull("expected a short queue for a partial text, found a long one")

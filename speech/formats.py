@@ -74,7 +74,8 @@ def resample(samples: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.floa
 
     soxr, high quality: what the new rate cannot hold is 80 dB down or more, never an alias.
     """
-    return np.concatenate(list(_resampled(iter([samples]), rate)))
+    resampled: npt.NDArray[np.float32] = soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ")
+    return resampled
 
 
 def _resampled(blocks: Iterator[npt.NDArray[np.float32]], rate: int) -> Iterator[npt.NDArray[np.float32]]:

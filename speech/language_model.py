@@ -8,7 +8,6 @@ import zlib
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,6 @@ class LanguageModel:
     def __post_init__(self) -> None:
         letter = {character: number for number, character in enumerate(self.letters, start=1)}
         object.__setattr__(self, "_letter", letter)
-        object.__setattr__(self, "follow", lru_cache(1 << 14)(self.follow))  # remembered, as words come again
 
     @property
     def start(self) -> State:

@@ -52,14 +52,6 @@ def build_model(
     return Model(inputs, outputs, name="DeepSpeech_2")
 
 
-def shape_of(model: "keras.Model") -> tuple[int, int, int]:
-    """(rnn_layers, rnn_units, n_outputs) of a network that `build_model` made, or one of its ancestors."""
-    rnn = [layer for layer in model.layers if layer.name.startswith("bidirectional")]
-    if not rnn:
-        raise ModelMismatch("expected a network with bidirectional layers, found none")
-    return len(rnn), rnn[0].forward_layer.units, model.output_shape[-1]
-
-
 def load_weights_file(file: Path, rnn_layers: int, rnn_units: int, n_outputs: int) -> "keras.Model":
     """The network of a ``.keras`` file; its layers must be those of `build_model`.
 

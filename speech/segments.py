@@ -28,19 +28,19 @@ def segments(words: Sequence[Word], max_gap: float = MAX_GAP, max_seconds: float
     pauses = [i for i, (a, b) in enumerate(pairwise(words), start=1) if b.start - a.end > max_gap]
     found = []
     for begin, end in pairwise([0, *pauses, len(words)]):
-        found += cut(words[begin:end], lambda run: run[-1].end - run[0].start <= max_seconds, at_pause=True)
+        found += cut(words[begin:end], lambda run: run[-1].end - run[0].start <= max_seconds)
     return tuple(join(run) for run in found)
 
 
-def cut(words: Sequence[Word], fits: Callable[[Sequence[Word]], bool], at_pause: bool = False) -> list[Sequence[Word]]:
-    """Runs of words that fit, each as long as possible, or with ``at_pause`` cut at the longest pause of its second
-    half; a single word always counts as fitting. ``fits`` must hold for the beginnings of what it holds for."""
+def cut(words: Sequence[Word], fits: Callable[[Sequence[Word]], bool]) -> list[Sequence[Word]]:
+    """Runs of words that fit; one that is followed by another ends at the longest pause of its second half. A single
+    word always counts as fitting. ``fits`` must hold for the beginnings of what it holds for."""
     runs, begin = [], 0
     while begin < len(words):
         end = begin + 1
         while end < len(words) and fits(words[begin : end + 1]):
             end += 1
-        if at_pause and end < len(words):
+        if end < len(words):
             end = max(range((begin + end) // 2 + 1, end + 1), key=lambda i: (_pause_before(words, i), i))
         runs.append(words[begin:end])
         begin = end

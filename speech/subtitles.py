@@ -50,7 +50,7 @@ def cues(segments: Sequence[Segment]) -> list[Cue]:
     A cue begins with its first word and is shown for a second or longer, but not into the next one. What a segment
     shows are its ``words``: one without any gives no cue.
     """
-    parts = [part for segment in segments for part in cut(segment.words, _fits, at_pause=True)]
+    parts = [part for segment in segments for part in cut(segment.words, _fits)]
     begins = [round(1000 * part[0].start) for part in parts]
     found = []
     for number, (part, begin) in enumerate(zip(parts, begins, strict=True), start=1):

@@ -68,7 +68,7 @@ ALLOWED = {
     "speech.engine": {"speech.model_card", "speech.model", "speech.errors"},
     "speech.batching": {"speech.errors"},
 }
-OURS = {path.stem for path in ROOT.glob("*.py")} | {"speech", "training", "benchmarks", "deploy"}
+OURS = {path.stem for path in ROOT.glob("*.py")} | {"speech", "training", "benchmarks"}
 HEAVY = {"tensorflow", "keras", "torch", "onnxruntime", "onnx"}
 
 
@@ -108,4 +108,4 @@ def test_importing_a_module_loads_nothing_heavy(module: str):
 
 def test_only_tools_import_tools():
     for module, file in modules().items():
-        assert not {name.partition(".")[0] for name in imports(file)} & {"training", "benchmarks", "deploy"}, module
+        assert not {name.partition(".")[0] for name in imports(file)} & {"training", "benchmarks"}, module

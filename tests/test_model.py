@@ -5,7 +5,7 @@ import pytest
 
 from speech.errors import ModelMismatch
 from speech.features import N_BINS
-from speech.model import build_model, load_weights_file, shape_of
+from speech.model import build_model, load_weights_file
 from speech.model_card import WEIGHTS
 
 
@@ -47,7 +47,6 @@ def keras_io_model(input_dim: int, output_dim: int, rnn_layers: int, rnn_units: 
 
 def test_weights_of_the_example_fit_and_compute_the_same():
     example, ours = keras_io_model(N_BINS, 31, 2, 8), build_model(2, 8)
-    assert shape_of(ours) == (2, 8, 32)
     for layer in example.layers:
         if layer.get_weights() and layer.name.startswith(("conv", "bidirectional", "dense_1")):
             ours.get_layer(layer.name).set_weights(layer.get_weights())
@@ -57,17 +56,10 @@ def test_weights_of_the_example_fit_and_compute_the_same():
 
 
 def test_weights_of_another_shape_are_refused(tiny_model):
-    assert shape_of(load_weights_file(tiny_model / WEIGHTS, 2, 16, 32)) == (2, 16, 32)
+    assert load_weights_file(tiny_model / WEIGHTS, 2, 16, 32).output_shape[-1] == 32
     with pytest.raises(ModelMismatch, match="3 × 16"):
         load_weights_file(tiny_model / WEIGHTS, 3, 16, 32)
     with pytest.raises(ModelMismatch, match="1 × 16.*2 recurrent layers"):
         load_weights_file(tiny_model / WEIGHTS, 1, 16, 32)
     with pytest.raises(ModelMismatch, match="33 outputs"):
         load_weights_file(tiny_model / WEIGHTS, 2, 16, 33)
-
-
-def test_a_network_without_recurrent_layers_is_no_network_of_ours():
-    import keras
-
-    with pytest.raises(ModelMismatch, match="bidirectional"):
-        shape_of(keras.Sequential([keras.layers.Dense(3)]))

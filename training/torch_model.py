@@ -1,6 +1,7 @@
 """The network of `speech.model` in PyTorch: the same arithmetic, several times faster to train on a CPU.
 
-Keras stays the definition and the shipped artefact; `to_keras` copies the weights over, and a test compares the two.
+Keras stays the definition and the shipped artefact; `Network.keras_weights` gives it the weights, and a test compares
+the two.
 Matrix products run in `product_type`, where asked; weights, normalisation and the loss stay in float32.
 """
 

@@ -6,14 +6,14 @@ const SHOWN = 1000; // milliseconds that a cue is shown at least, if the next on
 const ms = (seconds) => Math.round(1000 * seconds);
 const clock = (time, point) => new Date(time).toISOString().slice(11, 23).replace(".", point);
 
-// Runs of words that fit, each as long as possible, or cut at the longest pause of its second half.
-function cut(words, fits, atPause = false) {
+// Runs of words that fit; one that is followed by another ends at the longest pause of its second half.
+function cut(words, fits) {
   const pause = (i) => ms(words[i].start - words[i - 1].end);
   const runs = [];
   for (let begin = 0, end; begin < words.length; begin = end) {
     end = begin + 1;
     while (end < words.length && fits(words.slice(begin, end + 1))) end++;
-    if (atPause && end < words.length) {
+    if (end < words.length) {
       const last = end;
       end = Math.floor((begin + last) / 2) + 1;
       for (let i = end; i <= last; i++) if (pause(i) >= pause(end)) end = i;
@@ -53,8 +53,8 @@ function balanced(words) {
 
 function cues(words) {
   const parts = breaths(words)
-    .flatMap((breath) => cut(breath, (run) => run.at(-1).end - run[0].start <= LONGEST, true))
-    .flatMap((segment) => cut(segment, (run) => wrap(run, LINE).length <= LINES, true));
+    .flatMap((breath) => cut(breath, (run) => run.at(-1).end - run[0].start <= LONGEST))
+    .flatMap((segment) => cut(segment, (run) => wrap(run, LINE).length <= LINES));
   const begins = parts.map((part) => ms(part[0].start));
   return parts.map((part, i) => {
     const end = Math.min(Math.max(ms(part.at(-1).end), begins[i] + SHOWN), begins[i + 1] ?? Infinity);
