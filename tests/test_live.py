@@ -5,7 +5,7 @@ import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -24,13 +24,14 @@ from websockets.sync.client import ClientConnection, connect
 
 from api import create_app
 from config import Settings
-from live_api import STREAM, VOSK
+from live_api import STREAM, VOSK, OurConnection
 from predictor import SpeechPredictor
 from service import Service
 from speech.audio import decode_wav
 from speech.ctc import Transcript
 from speech.errors import QueueFull
 from speech.formats import resample
+from speech.streaming import Utterance
 from tests.conftest import FakeEngine, upload
 from tests.test_server import ROOT, Process
 
@@ -243,6 +244,43 @@ def test_what_vosk_has_and_we_lack_is_refused(server: Process, messages: list[st
         (found,), code = rest(socket)
     assert code == 1007
     assert all(word in found["error"]["message"] for word in words)
+
+
+class Socket:
+    """One end that keeps what is sent, or takes nothing."""
+
+    def __init__(self, stalled: bool = False) -> None:
+        self.stalled, self.sent = stalled, list[dict[str, Any]]()
+
+    async def send_text(self, text: str) -> None:
+        if self.stalled:
+            await asyncio.Event().wait()
+        self.sent.append(json.loads(text))
+
+
+def test_who_reads_nothing_is_given_up(settings: Settings):
+    service = Service(settings.model_copy(update={"timeout": 0.05}), SpeechPredictor(FakeEngine()))
+    started = time.perf_counter()
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(OurConnection(Socket(stalled=True), service).show("a"), 20))
+    assert time.perf_counter() - started < 10
+
+
+def test_a_partial_text_that_was_shown_has_a_final_even_if_it_is_empty(settings: Settings):
+    async def utterances(*texts: str) -> AsyncIterator[Utterance]:
+        for text in texts:
+            yield Utterance(Transcript(text, 0.0), 1.0, 2.0)
+
+    async def scenario() -> None:
+        await connection.answer(utterances("", "a"))
+        await connection.show("b")
+        await connection.answer(utterances("", ""))
+
+    connection = OurConnection(socket := Socket(), Service(settings, SpeechPredictor(FakeEngine())))
+    asyncio.run(scenario())
+    assert [(message["type"], message["text"]) for message in socket.sent] == [
+        ("final", "a"), ("partial", "b"), ("final", ""),
+    ]  # fmt: skip
 
 
 def test_too_many_streams_are_refused_at_the_handshake(hasty: Process):
