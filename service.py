@@ -29,7 +29,7 @@ from speech.features import check_length
 from speech.formats import decode_blocks
 from speech.streaming import Piece, is_steady, pieces
 
-PIECES = 2  # of one long file that are transcribed at once
+PIECES = 4  # of one long file at once: those that wait for one are the next batch
 
 log = logging.getLogger("predictor")
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import httpx
@@ -31,6 +32,7 @@ from speech.subtitles import to_srt, to_vtt
 FORMATS = ("text", "json", "srt", "vtt")
 SUFFIXES = (".wav", ".wave", ".aif", ".aiff", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".webm")
 STDIN = "-"
+BATCH = 4  # pieces of one file
 TRIES = 10  # with a server that says when to come back
 INTERRUPTED = 130  # exit code, as of shells
 LONGEST_WAIT = 30.0  # seconds, whatever it says
@@ -69,10 +71,13 @@ def load(given: argparse.Namespace, jobs: int) -> Hear:
 
     def hear(data: bytes) -> Heard:
         said, end = [], 0.0
-        for piece in pieces(decode_blocks(data, settings.max_long_seconds)):
-            if not is_steady(piece.waveform):
-                said.append(piece.place(predictor.transcribe(piece.waveform, hot_words)))
-            end = piece.end
+        rest = pieces(decode_blocks(data, settings.max_long_seconds))
+        while batch := list(islice(rest, BATCH)):
+            loud = [piece for piece in batch if not is_steady(piece.waveform)]
+            sounds, hot = [piece.waveform for piece in loud], [hot_words] * len(loud)
+            transcripts = predictor.transcribe_timed(sounds, hot)[0] if loud else []
+            said += [piece.place(transcript) for piece, transcript in zip(loud, transcripts, strict=True)]
+            end = batch[-1].end
         text = " ".join(part.text for part in said if part.text)
         return Heard(text, [word for part in said for word in part.words], end)
 
