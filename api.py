@@ -139,6 +139,9 @@ def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> 
         service.check_ready()
         return Readiness(status="ready", worker_restarts=service.worker_restarts)
 
+    for path, answer in (("/", root), ("/healthz", healthz), ("/readyz", readyz)):
+        app.head(path, include_in_schema=False)(answer)  # as wget --spider asks
+
     @app.get("/metrics", summary="Counters for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -160,7 +163,10 @@ def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> 
             async for piece, said in transcripts:
                 yield Part(said.words, piece.end)
 
-    app.include_router(create_router(hear, service.read_hot_words, settings.model_folder.name, SOUND_ERRORS))
+    def count(code: str) -> None:
+        service.metrics.errors.labels(code).inc()
+
+    app.include_router(create_router(hear, service.read_hot_words, settings.model_folder.name, SOUND_ERRORS, count))
     app.include_router(create_live_router(service))
     app.mount("/ui", Page())
     return app

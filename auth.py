@@ -38,7 +38,9 @@ class ApiKeys:
             return
         if scope["type"] == "websocket":
             request_id.set(uuid4().hex)  # a request has one already
-            log.info("WS %(path)s %(status)d", {"path": quote(scope["path"]), "status": 401})
+            host, port = scope.get("client") or ("-", 0)
+            values = {"path": quote(scope["path"]), "status": 401, "client": f"{host}:{port}"}
+            log.info("WS %(path)s %(status)d from %(client)s", values)
         found = "one that is not known" if key else "none"
         response = error_response(
             401, "InvalidApiKey", f"expected an API key as 'Authorization: Bearer KEY', found {found}",
@@ -72,7 +74,7 @@ def _presented(scope: Scope) -> str:
     if scheme.lower() == "bearer":
         return key.strip()
     if scope["type"] == "websocket":
-        return QueryParams(scope["query_string"]).get("api_key", "")
+        return QueryParams(scope["query_string"]).get("api_key", "").strip()
     return ""
 
 

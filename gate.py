@@ -1,6 +1,7 @@
 """The gate in front of uploads."""
 
 import asyncio
+from contextlib import suppress
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -86,12 +87,12 @@ async def refuse(response: JSONResponse, receive: Receive, send: Send) -> None:
     headers = [*response.raw_headers, (b"connection", b"close")]
     await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": True})
-    try:
-        async with asyncio.timeout(LINGER_ALL):
-            while (await asyncio.wait_for(receive(), LINGER)).get("more_body", False):
-                pass
-    except TimeoutError:
-        pass
+    clock, more = asyncio.get_running_loop().time, True
+    end = clock() + LINGER_ALL
+    with suppress(TimeoutError):
+        while more and clock() < end:
+            async with asyncio.timeout_at(min(end, clock() + LINGER)):
+                more = (await receive()).get("more_body", False)
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -31,7 +31,7 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "stt_request_seconds", "from a request's header to the end of its answer", ("path",), registry=registry,
-            buckets=SECONDS,
+            buckets=(*SECONDS, 120.0, 300.0, 600.0, 1800.0),
         )  # fmt: skip
         self.errors = Counter("stt_errors", "errors answered, by the code of their body", ("code",), registry=registry)
         self.in_flight = Gauge(
@@ -109,5 +109,6 @@ def _template(routes: Iterable[BaseRoute], scope: Scope) -> str:
     for route in routes:
         if route.matches(scope)[0] != Match.NONE:
             included = getattr(route, "original_router", None)  # recent FastAPI keeps included routers whole
-            return _template(included.routes, scope) if included else str(getattr(route, "path", OTHER))
+            path = _template(included.routes, scope) if included else str(getattr(route, "path", OTHER))
+            return OTHER if path == "/{path:path}" else path  # that takes handshakes for what there is not
     return OTHER

@@ -11,7 +11,7 @@ import math
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from fastapi import APIRouter, Request
@@ -110,6 +110,7 @@ def create_router(
     read_hot_words: ReadHotWords,
     model: str,
     errors: Sequence[tuple[int, str, str]] = (),
+    count: Callable[[str], None] = lambda code: None,
 ) -> APIRouter:
     """Routes that answer as OpenAI's do.
 
@@ -117,7 +118,7 @@ def create_router(
     handlers, or is the last event of a stream that has begun. ``read_hot_words`` makes hot words of what a client
     wrote, or raises ValueError.
     ``model`` is the name of the served model; ``errors``, as `documented_errors` takes them, are shown in the OpenAPI
-    document.
+    document. ``count`` is told the code of each error that ends a stream.
     """
     router = APIRouter(tags=["OpenAI"])
     names = (model, *ALIASES)
@@ -136,7 +137,7 @@ def create_router(
                 parts = await stack.enter_async_context(aclosing(transcribe(file.file, request, options.hot_words)))
                 first = await anext(parts)
                 if options.stream:
-                    return Events(_events(first, parts), stack.pop_all())
+                    return Events(_events(first, parts, count), stack.pop_all())
                 heard = [first, *[part async for part in parts]]
                 return await asyncio.to_thread(lambda: answer(_joined(heard), options))  # of hours: a second's work
         except ClientDisconnect:
@@ -271,7 +272,9 @@ class Events(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _events(first: Part, rest: AsyncIterator[Part]) -> AsyncIterator[dict[str, Any]]:
+async def _events(
+    first: Part, rest: AsyncIterator[Part], count: Callable[[str], None]
+) -> AsyncIterator[dict[str, Any]]:
     """A delta for each part in which something is said, then the whole text, or what went wrong."""
     text = ""
     part: Part | None = first
@@ -285,16 +288,18 @@ async def _events(first: Part, rest: AsyncIterator[Part]) -> AsyncIterator[dict[
     except ClientGone:
         return
     except SpeechError as error:
+        count(type(error).__name__)
         yield {"type": "error", "error": error_of(speech_error_response(error))}
     except Exception:
         log.exception("a stream of events crashed")
+        count("InternalError")
         yield {"type": "error", "error": error_of(error_response(500, "InternalError", "internal error"))}
     else:
         yield {"type": "transcript.text.done", "text": text}
 
 
 def _joined(parts: Sequence[Part]) -> Transcription:
-    words = [word for part in parts for word in part.words]
+    words = [replace(w, start=round(w.start, 3), end=round(w.end, 3)) for part in parts for w in part.words]
     return Transcription(" ".join(word.text for word in words), words, segments(words), parts[-1].end)
 
 

@@ -396,7 +396,7 @@ def test_a_service_that_is_busy_says_when_to_come_back(start: Callable[..., Chro
             wait(page, lambda: "Try again in 5 s." in find(page, "#error").text)
             assert "stopping" in find(page, "#error").text
             find(page, "#record").click()  # live sound is refused in the same words
-            wait(page, lambda: "without live text" in find(page, "#status").text)
+            wait(page, lambda: "no live text" in find(page, "#status").text)
     finally:
         server.stop()
 
@@ -410,7 +410,7 @@ def test_a_live_connection_that_breaks_costs_no_sound(start: Callable[..., Chrom
         wait(page, lambda: find(page, "#partial").text or words(page))
     finally:
         server.stop()
-    wait(page, lambda: "without live text" in find(page, "#status").text)
+    wait(page, lambda: "no live text" in find(page, "#status").text)
     assert find(page, "#record").get_attribute("aria-pressed") == "true"
     page.execute_script("setTimeout(() => document.getElementById('record').click(), 2000)")
     wait(page, lambda: "cannot be reached" in find(page, "#error").text)

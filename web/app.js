@@ -5,6 +5,7 @@ import { srt, vtt } from "./subtitles.js";
 
 const $ = (id) => document.getElementById(id);
 const UNSURE = 0.6; // words less probable are marked
+const HOPELESS = [400, 413, 415, 422]; // the same sound will get the same answer
 const ENDINGS = { text: "txt", srt: "srt", vtt: "vtt", verbose_json: "json" };
 const audio = $("audio");
 
@@ -15,6 +16,8 @@ let words = []; // [{word, start, end, probability}], a button for each in #word
 let answer = null; // of the service, if they came as one
 let recording = null;
 let turn = 0; // what was begun last wins: what comes for an earlier turn is not shown
+let working = new AbortController(); // for this turn
+let busy = false; // starting or stopping a recording
 let again = null; // what to do when there is a key
 
 const say = (text) => { $("status").textContent = text; };
@@ -26,15 +29,21 @@ function fail(error, retry = null) {
   if (error.status === 401) {
     $("key-form").hidden = false;
     $("key").focus();
-  } else if (retry) {
+  } else if (retry && !HOPELESS.includes(error.status)) {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: "Try again" });
-    button.onclick = () => { $("error").replaceChildren(); retry(); };
+    button.onclick = () => { $("error").replaceChildren(); $("status").focus(); retry(); };
     $("error").append(button);
   }
 }
 
-function reset() {
+function nextTurn() {
   turn++;
+  working.abort();
+  working = new AbortController();
+}
+
+function reset() {
+  nextTurn();
   audio.pause();
   $("error").replaceChildren();
   $("key-form").hidden = true;
@@ -126,7 +135,7 @@ async function show(chosen) {
 // A file
 
 async function take(chosen) {
-  if (recording) return;
+  if (recording) return say("Stop the recording first.");
   reset();
   show(chosen);
   await write();
@@ -138,7 +147,7 @@ async function write() {
   $("partial").textContent = "";
   say(`Transcribing ${file.name} …`);
   try {
-    const heard = await transcribe(file, $("hot-words").value);
+    const heard = await transcribe(file, $("hot-words").value, working.signal);
     if (mine !== turn) return;
     const said = JSON.parse(heard);
     clearWords(); // not before: an earlier text is better than none
@@ -158,17 +167,25 @@ function finished() {
 }
 
 $("file").onchange = () => { if ($("file").files[0]) take($("file").files[0]); $("file").value = ""; };
-document.ondragover = (event) => { event.preventDefault(); $("drop").classList.add("over"); };
+const hasFiles = (event) => event.dataTransfer.types.includes("Files");
+document.ondragover = (event) => {
+  if (!hasFiles(event)) return; // text, for a field
+  event.preventDefault();
+  $("drop").classList.add("over");
+};
 document.ondragleave = () => $("drop").classList.remove("over");
 document.ondrop = (event) => {
+  if (!hasFiles(event)) return;
   event.preventDefault();
   $("drop").classList.remove("over");
-  if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
+  const { files } = event.dataTransfer;
+  if (files[0]) take(files[0]);
+  if (files.length > 1 && !recording) $("error").textContent = `Only the first of ${files.length} files was taken.`;
 };
 
 $("hot-words").onchange = () => {
   if (!file || recording) return;
-  turn++; // an answer on its way was for other words
+  nextTurn(); // an answer on its way was for other words
   write();
 };
 
@@ -181,6 +198,10 @@ async function start() {
     blocks.push(block);
     if (live) live.send(block);
     else early.push(block);
+  }, async () => {
+    if (recording?.microphone !== microphone) return;
+    await toggle();
+    say(`The microphone stopped. ${$("status").textContent}`);
   });
   if (mine !== turn) return microphone.close();
   live = new Live(rate, $("hot-words").value, (message) => {
@@ -189,7 +210,9 @@ async function start() {
     $("partial").textContent = message.type === "partial" ? message.text : "";
     if (message.type === "final") addWords(message.words);
   });
-  live.done.catch(() => { if (recording?.live === live) say("Recording, without live text: the connection ended. The sound is kept."); });
+  live.done.catch((error) => {
+    if (recording?.live === live) say(`Recording, and the sound is kept, but there is no live text: ${error.message}`);
+  });
   early.forEach((block) => live.send(block));
   recording = { blocks, microphone, live, rate };
   $("record").setAttribute("aria-pressed", "true");
@@ -222,8 +245,9 @@ async function stop() {
   }
 }
 
-$("record").onclick = async () => {
-  $("record").disabled = true;
+async function toggle() {
+  if (busy) return;
+  busy = true;
   if (!recording) reset();
   const mine = turn;
   try {
@@ -231,8 +255,11 @@ $("record").onclick = async () => {
   } catch (error) {
     if (mine === turn) fail(error);
   }
-  $("record").disabled = false;
-};
+  busy = false;
+}
+$("record").onclick = toggle;
+
+window.onbeforeunload = (event) => { if (recording || busy) event.preventDefault(); }; // it would be lost
 
 $("key-form").onsubmit = (event) => {
   event.preventDefault();
@@ -247,12 +274,22 @@ $("key-form").onsubmit = (event) => {
 
 const text = () => words.map((word) => word.word).join(" ");
 
+function copyFromAField(value) { // pages that come by http have no clipboard
+  const field = Object.assign(document.createElement("textarea"), { value });
+  document.body.append(field);
+  field.select();
+  const copied = document.execCommand("copy");
+  field.remove();
+  $("copy").focus();
+  if (!copied) throw new Error();
+}
+
 $("copy").onclick = async () => {
   try {
-    await navigator.clipboard.writeText(text());
+    await (navigator.clipboard ? navigator.clipboard.writeText(text()) : copyFromAField(text()));
     say("Copied.");
   } catch {
-    fail(new Error("The browser did not let the page copy; select the text instead."));
+    fail(new Error("The browser did not let the page copy; save the text as .txt instead."));
   }
 };
 
@@ -261,7 +298,7 @@ const formats = {
   srt: () => srt(words),
   vtt: () => vtt(words),
   verbose_json: () => answer ?? JSON.stringify({ // of a recording
-    task: "transcribe", language: "english", text: text(), duration: Number(seconds.toFixed(3)),
+    task: "transcribe", language: "english", text: text(), duration: Number((file ? seconds : words.at(-1).end).toFixed(3)),
     words: words.map(({ button, ...word }) => word),
   }),
 };
@@ -269,10 +306,10 @@ const formats = {
 function download(format) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([formats[format]()]));
-  link.download = `${file.name.replace(/\.[^.]*$/, "")}.${ENDINGS[format]}`;
+  link.download = `${(file?.name ?? "recording.wav").replace(/(?<=.)\.[a-z0-9]{1,5}$/i, "")}.${ENDINGS[format]}`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 for (const button of document.querySelectorAll("[data-format]")) {
-  button.onclick = () => { if (file) download(button.dataset.format); };
+  button.onclick = () => { if (file || words.length) download(button.dataset.format); };
 }

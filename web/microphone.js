@@ -11,13 +11,14 @@ const REFUSED = {
 const PLAIN = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
 
 export class Microphone {
-  async open(heard) {
+  async open(heard, lost) {
     if (!navigator.mediaDevices) throw new Error("Browsers give the microphone only to https pages and to localhost.");
     try {
       this.stream = await navigator.mediaDevices.getUserMedia({ audio: PLAIN });
     } catch (error) {
       throw new Error(REFUSED[error.name] ?? `The microphone cannot be used: ${error.message}`);
     }
+    this.stream.getAudioTracks()[0].onended = lost; // it was unplugged, or taken away
     try {
       return await this.listen(heard);
     } catch (error) {

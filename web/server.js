@@ -3,10 +3,13 @@ const at = (path) => new URL(`../${path}`, document.baseURI);
 
 export const key = {
   get: () => sessionStorage.getItem("key") ?? "",
-  set: (value) => sessionStorage.setItem("key", value),
+  set: (value) => sessionStorage.setItem("key", value.trim()),
 };
 
 export const UNREACHABLE = "The service cannot be reached. Is it running, and are you connected?";
+
+const REFUSED = "No live sound is taken now: all places are, or something on the way lets no WebSockets pass.";
+const PATIENCE = 60000; // ms, in which a service that is asked to finish says something
 
 export class Failure extends Error {
   constructor(message, status = 0) {
@@ -16,6 +19,7 @@ export class Failure extends Error {
 }
 
 async function ask(path, options = {}) {
+  if (/[^!-~]/.test(key.get())) throw new Failure("A key is made of visible ASCII characters.", 401); // no header can hold it
   const headers = key.get() ? { Authorization: `Bearer ${key.get()}` } : {};
   let response;
   try {
@@ -30,15 +34,18 @@ async function ask(path, options = {}) {
   throw new Failure(wait ? `${detail} Try again in ${wait} s.` : detail, response.status);
 }
 
-// The text of a file, its words and segments: JSON.
-export async function transcribe(file, hotWords) {
+// The text of a file, its words and segments: JSON. Nothing more is done for it once the signal aborts.
+export async function transcribe(file, hotWords, signal) {
+  await file.slice(0, 1).arrayBuffer().catch(() => {
+    throw new Failure("This file cannot be read: it is a folder, or was changed or removed since it was chosen.");
+  });
   const form = new FormData();
   form.append("file", file, file.name);
   form.append("response_format", "verbose_json");
   form.append("hotwords", hotWords);
   for (const kind of ["word", "segment"]) form.append("timestamp_granularities[]", kind);
   try {
-    return await (await ask("v1/audio/transcriptions", { method: "POST", body: form })).text();
+    return await (await ask("v1/audio/transcriptions", { method: "POST", body: form, signal })).text();
   } catch (error) {
     if (error.status !== 413) throw error;
     const size = (file.size / 1e6).toFixed(1);
@@ -54,12 +61,17 @@ export class Live {
     if (key.get()) url.searchParams.set("api_key", key.get());
     this.waiting = [JSON.stringify({ sample_rate: rate, hotwords: [hotWords] })];
     this.socket = new WebSocket(url);
-    this.socket.onopen = () => this.waiting.splice(0).forEach((message) => this.socket.send(message));
+    let opened = false;
+    this.socket.onopen = () => {
+      opened = true;
+      this.waiting.splice(0).forEach((message) => this.socket.send(message));
+    };
     this.done = new Promise((resolve, reject) => {
       let failure = null;
       let complete = false;
       this.socket.onmessage = ({ data }) => {
         const message = JSON.parse(data);
+        this.renew?.();
         if (message.type === "error") failure = new Failure(message.error.message);
         else if (message.type === "done") complete = true;
         else heard(message);
@@ -68,7 +80,7 @@ export class Live {
         if (complete) return resolve();
         // A browser does not tell why a handshake was refused: a plain request does.
         const why = failure ?? (await ask("v1/models").then(() => ask("readyz")).then(
-          () => new Failure("The live connection broke."), (error) => error));
+          () => new Failure(opened ? "The live connection broke." : REFUSED), (error) => error));
         reject(why);
       };
     });
@@ -82,6 +94,14 @@ export class Live {
 
   finish() {
     this.send(JSON.stringify({ eof: true }));
-    return this.done;
+    let timer;
+    const silence = new Promise((_, reject) => {
+      this.renew = () => {
+        clearTimeout(timer);
+        timer = setTimeout(() => { reject(new Failure("The service does not answer.")); this.socket.close(); }, PATIENCE);
+      };
+    });
+    this.renew();
+    return Promise.race([this.done, silence]).finally(() => clearTimeout(timer));
   }
 }
