@@ -610,6 +610,33 @@ def test_a_cache_is_seen_when_it_is_whole(corpus: Path, tmp_path: Path, monkeypa
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".int16", ".npy"]
 
 
+def test_what_is_interrupted_leaves_nothing_in_the_cache(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(path: Path) -> np.ndarray:
+        if path.name == "30.flac":
+            raise KeyboardInterrupt
+        return load_audio(path)
+
+    monkeypatch.setattr("training.dataset.load_audio", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_clips(read_utterances(corpus), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_slow_recording_holds_up_the_rest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    begun: list[int] = []
+
+    def slow(path: Path) -> np.ndarray:
+        begun.append(int(path.stem))
+        if path.stem == "0":
+            time.sleep(0.2)
+            assert len(begun) <= 4
+        return load_audio(path)
+
+    monkeypatch.setattr("training.dataset.AHEAD", 4)
+    monkeypatch.setattr("training.dataset.load_audio", slow)
+    assert len(load_clips(read_utterances(corpus), tmp_path)) == 66
+
+
 def test_a_text_with_more_letters_than_steps_is_named_and_not_trained_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):

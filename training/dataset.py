@@ -5,8 +5,9 @@ import hashlib
 import logging
 import os
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -23,7 +24,7 @@ from speech.features import FRAME_LENGTH, FRAME_STEP
 from speech.formats import decode_audio
 
 CACHE = 2  # its version: what is decoded otherwise is decoded anew
-AT_ONCE = 64  # recordings that are decoded and not yet written
+AHEAD = 64  # recordings that are decoded or waiting for it, and not yet written
 LIBRISPEECH = re.compile(r"LibriSpeech|(train|dev|test)-(clean|other)(-\d+)?")  # folders that it comes in
 
 log = logging.getLogger(__name__)
@@ -254,20 +255,33 @@ def load_clips(utterances: Sequence[Utterance], cache: Path) -> list[Clip]:
 
 def _decode(paths: Sequence[Path], data: Path, index: Path) -> None:
     """Write both files of the cache, each in one move: another process may do the same."""
-    lengths, ours = [], f".{os.getpid()}.npy"
-    with data.with_suffix(ours).open("wb") as out, ThreadPoolExecutor() as pool:
-        loaded = chain.from_iterable(
-            pool.map(_try_load, paths[start : start + AT_ONCE]) for start in range(0, len(paths), AT_ONCE)
-        )
-        for samples in tqdm(loaded, total=len(paths), desc="decoding", unit="clip"):
-            if isinstance(samples, str):
-                log.warning("skipped %s", samples)
-                samples = np.empty(0, np.int16)
-            out.write(samples.tobytes())
-            lengths.append(len(samples))
-    data.with_suffix(ours).replace(data)
-    np.save(index.with_suffix(ours), np.asarray(lengths, np.int64))
-    index.with_suffix(ours).replace(index)
+    lengths, new = [], [file.with_suffix(f".{os.getpid()}.npy") for file in (data, index)]
+    try:
+        with new[0].open("wb") as out:
+            for samples in tqdm(_load_all(paths), total=len(paths), desc="decoding", unit="clip"):
+                if isinstance(samples, str):
+                    log.warning("skipped %s", samples)
+                    samples = np.empty(0, np.int16)
+                out.write(samples.tobytes())
+                lengths.append(len(samples))
+        np.save(new[1], np.asarray(lengths, np.int64))
+        new[0].replace(data)
+        new[1].replace(index)
+    finally:
+        for file in new:
+            file.unlink(missing_ok=True)
+
+
+def _load_all(paths: Sequence[Path]) -> Iterator[np.ndarray | str]:
+    """What `_try_load` gives for each, in order; a slow one holds up the rest before they fill the memory."""
+    waiting: deque[Future[np.ndarray | str]] = deque()
+    with ThreadPoolExecutor() as pool:
+        for path in paths:
+            waiting.append(pool.submit(_try_load, path))
+            if len(waiting) == AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _is_whole(data: Path, index: Path) -> bool:
