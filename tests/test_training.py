@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -333,24 +334,33 @@ def test_a_checkpoint_is_there_before_scoring(corpus: Path, tmp_path: Path, monk
         trainer.save()
 
 
-def test_a_run_that_goes_on_draws_as_one_that_was_not_stopped_and_decays_as_asked(
-    corpus: Path, tmp_path: Path, monkeypatch
-):
+def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(corpus: Path, tmp_path: Path, monkeypatch):
     train, dev = load_splits([corpus], tmp_path / "cache")
-    recipe = Recipe(rnn_layers=1, rnn_units=8, batch_seconds=2, epochs=1)
+    recipe = Recipe(rnn_layers=2, rnn_units=8, batch_seconds=2, epochs=1)
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    whole, stopped = (Trainer(recipe, train, dev, tmp_path / name) for name in ("whole", "stopped"))
+    whole.run()
+    learn, batches_left = stopped.learn, iter([True, True])
 
-    def draws(position: int) -> list[float]:
-        heard: list[float] = []
-        trainer = Trainer(recipe, train, dev, tmp_path)
-        trainer.position, trainer.length = position, 4
-        monkeypatch.setattr(Trainer, "learn", lambda _, group, rng: heard.append(rng.random()) or 0.0)
-        monkeypatch.setattr(Trainer, "save", lambda _: None)
-        trainer.run()
-        return heard
+    def interrupted(*batch: Any) -> float:
+        if not next(batches_left, False):
+            raise KeyboardInterrupt
+        return learn(*batch)
 
-    whole = draws(0)
-    assert len(set(whole)) == len(whole) > 3
-    assert draws(2) == whole[2:]
+    monkeypatch.setattr(stopped, "learn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    stopped.write()
+    rest = Trainer(recipe, train, dev, tmp_path / "stopped")
+    rest.run()
+    assert rest.step == whole.step > 2
+    assert all(map(torch.equal, rest.averaged.state_dict().values(), whole.averaged.state_dict().values()))
+
+
+def test_a_run_that_goes_on_decays_as_asked(corpus: Path, tmp_path: Path):
+    train, dev = load_splits([corpus], tmp_path / "cache")
+    recipe = Recipe(rnn_layers=1, rnn_units=8)
     Trainer(recipe, train, dev, tmp_path).write()
     again = Trainer(replace(recipe, weight_decay=0.5), train, dev, tmp_path)
     assert {group["weight_decay"] for group in again.optimizers[0].param_groups} == {0.5}

@@ -306,6 +306,7 @@ class Trainer:
             parameters["lr"] = recipe.learning_rate * rate
         for parameter in self.network.front_parameters():
             parameter.requires_grad_(self.step % recipe.conv_every == 0)
+        torch.manual_seed(int(rng.integers(2**63)))  # of dropout
         loss = ctc_loss(self.network, *pad(spectrograms), [clip.text for clip in group], self.alphabet,
                         self.mmi, recipe.mmi)  # fmt: skip
         self.network.zero_grad(set_to_none=True)
