@@ -21,7 +21,7 @@ from training.conditions import apply, conditions, signal_to_noise, speed
 from training.dataset import Clip, Utterance
 from training.evaluate import load_decoders, main, once, transcribe_clips
 from training.language_model import train, write
-from training.report import Evaluation, in_short, learning_curve, table, worst
+from training.report import Evaluation, in_short, learning_curve, read_log, table, worst
 from training.scores import Result, by_corpus, by_everything, rates
 
 SAID = ["the cat sat", "on the mat", "and slept", "a b c d e f"]
@@ -121,6 +121,14 @@ def test_the_learning_curve_ends_where_the_log_does(tmp_path: Path):
     assert lines[2] == "| 0.5 | 89.0 |"
     assert lines[-1] == "| 20.0 | 50.0 |"
     assert 8 <= len(lines) - 2 <= 13
+
+
+def test_a_line_of_the_log_that_was_cut_off_is_left_out(tmp_path: Path):
+    whole, last = "step,epoch,elapsed_s,heard_h,name,value\n20,0,1,0.5,wer_x,9\n", "40,0,2,0.7,lr,7.9e-05"
+    for length in range(len(last)):
+        (tmp_path / "log.csv").write_text(whole + last[:length])
+        assert next(read_log(tmp_path / "log.csv")) == ("wer_x", 0.5, 9.0)
+        assert learning_curve(tmp_path / "log.csv").splitlines()[2:] == ["| 0.5 | 9.0 |"]
 
 
 def test_signal_to_noise_ratio_of_bursts_in_noise():

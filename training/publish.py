@@ -1,7 +1,6 @@
 """Turn a run's checkpoint into a model that can be served: ``python -m training.publish Models/NAME --data …``."""
 
 import argparse
-import csv
 import json
 import logging
 import math
@@ -26,7 +25,7 @@ from training.dataset import Clip
 from training.evaluate import transcribe_clips
 from training.export import export, measure
 from training.low_rank import factors, reduce
-from training.report import Groups, table
+from training.report import Groups, read_log, table
 from training.scores import by_corpus
 
 log = logging.getLogger("training.publish")
@@ -100,13 +99,10 @@ def plot(log_file: Path, picture: Path) -> None:
     from matplotlib import pyplot
 
     series: dict[str, tuple[list[float], list[float]]] = {}
-    with log_file.open(newline="") as lines:
-        for row in csv.DictReader(lines):
-            if not row["value"]:  # cut off, as by a full disk
-                continue
-            x, y = series.setdefault(row["name"], ([], []))
-            x.append(float(row["heard_h"]))
-            y.append(float(row["value"]))
+    for name, hours, value in read_log(log_file):
+        x, y = series.setdefault(name, ([], []))
+        x.append(hours)
+        y.append(value)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
     left.plot(*series.get("loss", ([], [])), linewidth=0.8)
     left.set(xlabel="hours of sound heard", ylabel="CTC loss per character", ylim=(0, 3.5))

@@ -1,7 +1,8 @@
 """What an evaluation found, for people: Markdown tables, a picture, and a model's ``evaluation.md``."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,13 +142,20 @@ def in_short(found: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def learning_curve(log_file: Path) -> str:
-    """Error rates of a run's ``log.csv`` against the hours of sound heard, about as many rows as `POINTS`."""
-    scores: dict[float, dict[str, str]] = {}
+def read_log(log_file: Path) -> Iterator[tuple[str, float, float]]:
+    """Name, hours of sound heard and value of each line of a run's ``log.csv``, but of those that were cut off."""
     with log_file.open(newline="") as lines:
         for row in csv.DictReader(lines):
-            if row["name"].startswith(("wer_", "cer_")):
-                scores.setdefault(float(row["heard_h"]), {})[row["name"]] = row["value"]
+            with suppress(TypeError, ValueError):
+                yield row["name"], float(row["heard_h"]), float(row["value"])
+
+
+def learning_curve(log_file: Path) -> str:
+    """Error rates of a run's ``log.csv`` against the hours of sound heard, about as many rows as `POINTS`."""
+    scores: dict[float, dict[str, float]] = {}
+    for name, hour, value in read_log(log_file):
+        if name.startswith(("wer_", "cer_")):
+            scores.setdefault(hour, {})[name] = value
     if not scores:
         return ""
     hours = sorted(scores)
@@ -155,7 +163,7 @@ def learning_curve(log_file: Path) -> str:
     names = sorted({name for found in scores.values() for name in found}, key=lambda name: (name[4:], name[0] != "w"))
     head = ["hours heard", *(f"{name[4:]} {name[:3].upper()} %" for name in names)]
     rows = [
-        [f"{hour:.1f}", *(f"{float(scores[hour][n]):.1f}" if n in scores[hour] else "–" for n in names)]
+        [f"{hour:.1f}", *(f"{scores[hour][n]:.1f}" if n in scores[hour] else "–" for n in names)]
         for hour in dict.fromkeys([*chosen, hours[-1]])
     ]
     return _markdown(head, rows)
