@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -438,6 +439,24 @@ def test_without_ray_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SystemExit, match=r'pip install "ray\[default,train\]"'):
         ray_train.main(["--out", str(tmp_path)])
+
+
+def test_workers_wait_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    given: dict[str, Any] = {}
+
+    def taken(*_: object, **options: Any) -> Any:
+        given.update(options)
+        return SimpleNamespace(fit=lambda: None)
+
+    ray = SimpleNamespace(RunConfig=taken, ScalingConfig=taken, TorchConfig=taken, TorchTrainer=taken)
+    for name in ("ray", "ray.train", "ray.train.torch"):
+        monkeypatch.setitem(sys.modules, name, ray)
+    ray_train.main(["--out", str(tmp_path)])
+    assert given["timeout_s"] == 86400
+    monkeypatch.setattr(torch.distributed, "init_process_group", taken)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    Workers()
+    assert given["timeout"].total_seconds() == 86400
 
 
 def test_a_broken_recording_is_named_counted_and_skipped(tmp_path: Path, caplog, monkeypatch: pytest.MonkeyPatch):

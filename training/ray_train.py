@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from ray.train.torch import TorchConfig, TorchTrainer
     except ImportError as error:
         raise SystemExit('expected Ray Train: pip install "ray[default,train]"') from error
+    from training.workers import PATIENCE
+
     parser = argparse.ArgumentParser(prog="python -m training.ray_train", description=__doc__)
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--gpus", action="store_true", help="each gets a GPU")
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trainer = TorchTrainer(
         work,
         train_loop_config={"folder": os.getcwd(), "arguments": ["--out", str(out), *others]},
-        torch_config=TorchConfig(backend="gloo"),
+        torch_config=TorchConfig(backend="gloo", timeout_s=int(PATIENCE.total_seconds())),
         scaling_config=ScalingConfig(num_workers=given.workers, use_gpu=given.gpus),
         run_config=RunConfig(name="ray", storage_path=str(out)),
     )
