@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz'?! "
-APOSTROPHES = re.compile(r"(?<=\w)[`´ʼ‘](?=\w)|’")
+APOSTROPHES = re.compile(r"(?<=\w)[`´ʼ‘′](?=\w)|’")
+ELLIPSIS = re.compile(r"\.{2,}")
 SPELT = str.maketrans({"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th"})
 ZERO_WIDTH_SPACE = "\u200b"
 
@@ -49,7 +50,7 @@ def normalise_text(text: str, characters: str = CHARACTERS) -> str:
     the alphabet lacks become one space, but for the single full stop; letters that it lacks are dropped. Numbers are
     dropped too: write them out first.
     """
-    spaced = (" " if c not in characters and _parts(c) else c for c in _folded(text).replace("...", " "))
+    spaced = (" " if c not in characters and _parts(c) else c for c in ELLIPSIS.sub(" ", _folded(text)))
     return " ".join("".join(c for c in spaced if c in characters).split())
 
 

@@ -39,6 +39,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("3.14 of A4", "three point one four of A four"),
         ("one — two -- three", "one, two, three"),
         ("’Tis [[x]] naïve", "'Tis x naive"),
+        ("Straße, don´t, encyclopædia", "Strasse, don't, encyclopaedia"),
         ("9" * 400, " ".join(["nine"] * 400)),
     ],
 )

@@ -25,7 +25,7 @@ import soundfile
 from num2words import num2words
 from tqdm import tqdm
 
-from speech.alphabet import normalise_text
+from speech.alphabet import APOSTROPHES, SPELT, normalise_text
 from speech.audio import SAMPLE_RATE
 from speech.engine import available_cores
 from training.command import UNUSABLE
@@ -149,7 +149,8 @@ def speakable(text: str) -> str:
     """A text that all engines read alike: numbers in words, plain letters, and of all marks those that mean a pause."""
     if text.isupper() and " " in text:  # engines would spell short words, as they do with USA
         text = text.lower()
-    text = NUMBER.sub(_in_words, text).replace("&", " and ").replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    text = NUMBER.sub(_in_words, text).replace("&", " and ")
+    text = APOSTROPHES.sub("'", text).translate(SPELT)
     text = re.sub(r"--+|[\N{EN DASH}\N{EM DASH}]|\s-\s", ", ", text)
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     words = " ".join(re.sub(r"[^A-Za-z.,;:?!'-]", " ", plain).split())
