@@ -322,6 +322,9 @@ def test_what_patience_ended_does_not_go_on(corpus: Path, tmp_path: Path, monkey
     trainer.run()
     assert trainer.step == 0
     assert "a higher --patience goes on with it" in caplog.text
+    more = Trainer(replace(recipe, patience=3, epochs=1), train, dev, tmp_path)
+    more.run()
+    assert more.step > 0
 
 
 def test_a_checkpoint_is_there_before_scoring(corpus: Path, tmp_path: Path, monkeypatch):

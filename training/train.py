@@ -236,6 +236,7 @@ class Trainer:
         """Train until the epochs, the hours or the patience are over; checkpoint and score every ten minutes."""
         recipe, workers, saved = self.recipe, self.workers, time.monotonic()
         started = met = saved - self.elapsed
+        scored = self.step
         out_of_patience = 0 < recipe.patience <= self.stale
         done = self.progress() >= 1 or out_of_patience
         if done:
@@ -263,7 +264,7 @@ class Trainer:
                     self.meet()
                     if workers.rank == 0 and time.monotonic() - saved > SAVE_SECONDS:
                         self.save()
-                        saved = time.monotonic()
+                        saved, scored = time.monotonic(), self.step
                     stop = self.progress() >= 1 or (0 < recipe.patience <= self.stale)
                     done = workers.sum(stop and workers.rank == 0) != [0]
                     met = time.monotonic()
@@ -272,7 +273,8 @@ class Trainer:
             if self.position == self.length:
                 self.epoch, self.position = self.epoch + 1, 0
         if workers.rank == 0:
-            self.save()
+            if self.step > scored:
+                self.save()
             if recipe.patience and self.best[0] < math.inf:
                 log.info("kept the best weights, of %.1f %% WER", self.best[0])
                 self.averaged.load_state_dict(self.best[1])
