@@ -63,7 +63,7 @@ def test_texts_of_all_layouts(tmp_path: Path):
     assert read_lines(tmp_path / "manifest.csv") == ["One, two"]
     assert read_lines(tmp_path / "metadata.csv") == ["In two"]
     assert read_lines(tmp_path / "lines.txt") == ["One, two"]
-    assert read_lines(tmp_path) == ["One, two", ""]
+    assert read_lines(tmp_path) == ["One, two"]
     (tmp_path / "excel.csv").write_text('text,path\n"One, two",a.wav\n', encoding="utf-8-sig")
     (tmp_path / "mark.txt").write_text("One, two\n", encoding="utf-8-sig")
     assert read_lines(tmp_path / "excel.csv") == ["One, two"]
