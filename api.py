@@ -190,7 +190,9 @@ class Server(uvicorn.Server):
         """Listen, and say where."""
         await super().startup(sockets)
         for address in (listener.getsockname() for server in self.servers for listener in server.sockets):
-            log.info("serving on http://%s:%d, model %s", *address[:2], self.service.settings.model)
+            host, port = address[:2]
+            host = f"[{host}]" if ":" in host else host
+            log.info("serving on http://%s:%d, model %s", host, port, self.service.settings.model)
 
     async def on_tick(self, counter: int) -> bool:
         """Every 0.1 s: leave once nothing is in flight."""

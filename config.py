@@ -20,7 +20,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="STT_", extra="ignore", hide_input_in_errors=True)
 
-    host: str = Field("127.0.0.1", description="address to listen on")
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     model: str = Field("model1", min_length=1, description="folder under Models/, or a path to a model's folder")
     engine: Literal["auto", "openvino", "onnx", "keras"] = Field(

@@ -97,7 +97,8 @@ class Service:
             self._predictor.warm_up()
             give_back_memory()
             self._batcher = Batcher(self._run, settings.max_queue_seconds)
-            log.info("ready")
+            if not self.draining:
+                log.info("ready")
         except ModelError as error:
             self._problem = error
             log.error("no model: %s", error)

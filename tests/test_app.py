@@ -47,6 +47,11 @@ def test_root_is_exact(client: TestClient):
     }
 
 
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz"])
+def test_health_answers_head_too(client: TestClient, path: str):
+    assert (client.head(path).status_code, client.post(path).status_code) == (200, 405)
+
+
 def test_audio_specs_are_exact(client: TestClient):
     assert client.get("/audio_specs/").json() == {
         "sample_rate": 22050, "channels": 1, "bit_depth": 16, "format": "PCM WAV", "dtype": "float32",
