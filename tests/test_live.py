@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 import time
 from collections import Counter
@@ -244,6 +245,18 @@ def test_what_vosk_has_and_we_lack_is_refused(server: Process, messages: list[st
         (found,), code = rest(socket)
     assert code == 1007
     assert all(word in found["error"]["message"] for word in words)
+
+
+def test_an_error_of_a_stream_is_counted(server: Process):
+    def counted() -> float:
+        text = httpx.get(f"{server.url}/metrics").text
+        return sum(map(float, re.findall(r'^stt_errors_total{code="InvalidMessage"} (.+)$', text, re.MULTILINE)))
+
+    before = counted()
+    with open_stream(server) as stream:
+        stream.send("{}")
+        rest(stream)
+    assert counted() == before + 1
 
 
 class Socket:

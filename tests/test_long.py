@@ -172,6 +172,7 @@ def test_a_failure_midway_is_an_error_event_or_a_status(settings: Settings):
         with httpx.stream("POST", url + PATH, files=flac(voice(70)), data={"stream": "true"}, timeout=60) as response:
             first, *_, last = events(response)
         plain = httpx.post(url + PATH, files=flac(voice(70)), timeout=60)
+        assert 'stt_errors_total{code="InferenceFailed"} 2.0' in httpx.get(f"{url}/metrics").text
     assert first["type"] == "transcript.text.delta"
     assert last["type"] == "error"
     assert (last["error"]["code"], last["error"]["message"]) == ("inference_failed", "internal error")

@@ -15,6 +15,7 @@ import httpx
 import jiwer
 import numpy as np
 import pytest
+import soundfile
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -337,6 +338,37 @@ def test_sound_that_would_fill_the_memory_gets_no_pictures(page: Chrome, tmp_pat
     choose(page)
     wait(page, lambda: find(page, "#pictures").is_displayed())
     assert page.execute_script("return unpacked") == [1_000_000, HELLO.stat().st_size]
+
+
+def test_nobody_waits_for_an_answer_that_is_not_wanted_any_more(page: Chrome, server: Process, tmp_path: Path):
+    """An upload in whose place another comes is given up: the service stops hearing it."""
+    samples, rate = soundfile.read(HELLO)
+    soundfile.write(tmp_path / "long.wav", np.tile(samples, 120), rate)
+    choose(page, tmp_path / "long.wav")
+    wait(page, lambda: "stt_in_flight 1.0" in httpx.get(f"{server.url}/metrics").text)
+    choose(page)
+    wait(page, lambda: done(page))
+    assert "3.4 s of sound" in find(page, "#status").text
+    wait(page, lambda: "stt_in_flight 0.0" in httpx.get(f"{server.url}/metrics").text, seconds=3)
+
+
+def test_the_keyboard_stops_what_it_started_and_a_lost_microphone_is_told(page: Chrome, server: Process):
+    page.execute_script(
+        "const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);"
+        "navigator.mediaDevices.getUserMedia = async (how) => (window.stream = await ask(how))"
+    )
+    for end in (
+        lambda: page.switch_to.active_element.send_keys(Keys.SPACE),
+        lambda: page.execute_script("stream.getTracks()[0].dispatchEvent(new Event('ended'))"),
+    ):
+        find(page, "#record").send_keys(Keys.SPACE)
+        wait(page, lambda: find(page, "#partial").text or words(page))
+        assert page.execute_script("return !window.dispatchEvent(new Event('beforeunload', { cancelable: true }))")
+        end()
+        wait(page, lambda: "of sound" in find(page, "#status").text)
+        assert find(page, "#record").get_attribute("aria-pressed") == "false"
+    assert find(page, "#status").text.startswith("The microphone stopped.")
+    assert page.execute_script("return window.dispatchEvent(new Event('beforeunload', { cancelable: true }))")
 
 
 def test_a_refused_microphone_is_told(start: Callable[..., Chrome], server: Process):
