@@ -179,6 +179,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.service = service
         self._signal: int | None = None
+        self._told = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start draining; a second signal ends at once."""
@@ -195,9 +196,13 @@ class Server(uvicorn.Server):
             log.info("serving on http://%s:%d, model %s", host, port, self.service.settings.model)
 
     async def on_tick(self, counter: int) -> bool:
-        """Every 0.1 s: leave once nothing is in flight."""
+        """Every 0.1 s: leave once nothing is in flight; say once what is waited for."""
         if self._signal is not None and not self.service.in_flight:
             super().handle_exit(self._signal, None)
+        elif self._signal is not None and not self._told:
+            self._told = True
+            waiting = "stopping once %d uploads and streams are answered; another signal ends at once"
+            log.info(waiting, self.service.in_flight)
         return await super().on_tick(counter)
 
 

@@ -39,14 +39,14 @@ class Settings(BaseSettings):
     max_streams: int = Field(32, ge=0, description="live streams at once; more are refused with 503")
     max_queue_seconds: float = Field(300.0, gt=0, description="seconds of audio that may wait; beyond it 503")
     max_uploads: int = Field(128, gt=0, description="uploads that may be received or wait at once; more is 503")
-    timeout: float = Field(60.0, gt=0, description="seconds until an answer is given up (504)")
+    timeout: float = Field(60.0, gt=0, allow_inf_nan=False, description="seconds until an answer is given up (504)")
     api_keys: SecretStr | None = Field(
         None, description="keys that clients must send, separated by commas; None: not set"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="least severity logged: DEBUG, INFO, WARNING or ERROR"
     )
-    log_folder: Path = Field(ROOT / "logs", description="folder of api.log and predictor.log")
+    log_folder: Path = Field(ROOT / "logs", description="folder of api.log and predictor.log, of one server alone")
     log_format: Literal["text", "json"] = Field("text", description="text: lines to read; json: one JSON object a line")
     log_text: bool = Field(False, description="log the transcribed text itself, not only its length")
 

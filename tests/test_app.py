@@ -49,6 +49,7 @@ def test_root_is_exact(client: TestClient):
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/readyz"])
 def test_health_answers_head_too(client: TestClient, path: str):
+    client.app.state.service.start().result(20)
     assert (client.head(path).status_code, client.post(path).status_code) == (200, 405)
 
 

@@ -93,7 +93,7 @@ def test_health_answers_while_a_transcription_runs(server: Process):
     assert sorted(checks)[len(checks) // 2] < took / 10
 
 
-def test_sigterm_answers_what_was_accepted(server: Process):
+def test_sigterm_answers_what_was_accepted(server: Process, tmp_path: Path):
     with ThreadPoolExecutor() as pool, httpx.Client(base_url=server.url) as client:
         assert client.get("/readyz").status_code == 200
         accepted = [pool.submit(server.post, make_wav(make_sound(110, seed))) for seed in range(3)]
@@ -106,6 +106,8 @@ def test_sigterm_answers_what_was_accepted(server: Process):
         assert client.get("/healthz").status_code == 200
         assert [answer.result().status_code for answer in accepted] == [200, 200, 200]
     assert server.process.wait(10) in (0, -signal.SIGTERM)
+    told = "stopping once 3 uploads and streams are answered; another signal ends at once"
+    assert (tmp_path / "logs" / "api.log").read_text().count(told) == 1
 
 
 def test_a_refused_upload_gets_its_answer_while_it_still_writes(server: Process):

@@ -29,8 +29,8 @@ from training import ray_train
 from training.augment import Augmentation
 from training.dataset import Clip, Utterance, batches, load_audio, load_clips, read_lines, read_utterances, repeat
 from training.muon import Muon
+from training.publish import _commit, write_weights
 from training.publish import main as publish
-from training.publish import write_weights
 from training.spectral import STEP
 from training.torch_model import BiGru, Network, SpectralConv
 from training.train import Recipe, Trainer, ctc_loss, load_splits, main
@@ -220,7 +220,8 @@ def test_a_run_learns_stops_goes_on_and_is_published(corpus: Path, tmp_path: Pat
     losses = [float(row["value"]) for row in rows if row["name"] == "loss"]
     assert np.mean(losses[-5:]) < 2.0 < losses[0]  # telling eight tones apart by chance would be log 8 = 2.08
     assert {int(row["epoch"]) for row in rows} >= {1, 29}  # the second call went on where the first one stopped
-    assert "| tones | 6 |" in capsys.readouterr().out
+    assert "greedily decoded\n| corpus" in (printed := capsys.readouterr().out)
+    assert "| tones | 6 |" in printed
     predictor = SpeechPredictor.load(tmp_path / "tones")
     _, dev = load_splits([corpus], tmp_path / "cache")
     heard = predictor.transcribe(dev[0].samples.astype(np.float32) / 32768).text
@@ -782,3 +783,8 @@ def test_augmentation_keeps_shapes_and_can_be_switched_off(corpus: Path):
     masked = on.masked(frames, rng)
     assert masked.shape == frames.shape
     assert (masked == 0).any()
+
+
+def test_a_model_is_published_where_there_is_no_git(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert _commit() == "unknown"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from config import ROOT
 from predictor import SpeechPredictor
 from speech.alphabet import Alphabet
 from speech.beam import OPTIONS
@@ -111,7 +112,8 @@ def plot(log_file: Path, picture: Path) -> None:
             style = "-" if name.startswith("wer") else "--"
             right.plot(*points, style, label=name.replace("_", " "))
     right.set(xlabel="hours of sound heard", ylabel="error rate on dev, %", ylim=(0, 105))
-    right.legend(fontsize=7)
+    if right.lines:
+        right.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(picture, dpi=110)
     pyplot.close(figure)
@@ -131,7 +133,11 @@ def _known_command(folder: Path) -> str:
 
 
 def _commit() -> str:
-    run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:  # there is no git
+        return "unknown"
     return run.stdout.strip() or "unknown"
 
 

@@ -346,7 +346,7 @@ class Trainer:
             self.stale, self.best = 0, (mean, {k: v.clone() for k, v in self.averaged.state_dict().items()})
         for name, (wer, cer) in rates.items():
             self.note({f"wer_{name}": round(wer, 2), f"cer_{name}": round(cer, 2)})
-        log.info("step %d, %.2f h heard: %s", self.step, self.heard / 3600,
+        log.info("step %d, %.2f h heard, greedily: %s", self.step, self.heard / 3600,
                  ", ".join(f"{name} WER {wer:.1f} CER {cer:.1f}" for name, (wer, cer) in rates.items()))  # fmt: skip
         if self.recipe.patience:
             self.write()
@@ -477,7 +477,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from training.publish import publish, table
 
         command = shlex.join(["python", "-m", "training.train", *(arguments or sys.argv[1:])])
-        print(table(publish(given.out, train, dev, command)))
+        with one_line(parser):
+            rates = table(publish(given.out, train, dev, command))
+        served = all((given.out / name).exists() for name in (LANGUAGE_MODEL, OPTIONS))
+        print("greedily decoded" + (", but it is served with beam search: training.evaluate measures both" * served))
+        print(rates)
 
 
 if __name__ == "__main__":
