@@ -163,10 +163,8 @@ def create_app(settings: Settings, predictor: SpeechPredictor | None = None) -> 
             async for piece, said in transcripts:
                 yield Part(said.words, piece.end)
 
-    def count(code: str) -> None:
-        service.metrics.errors.labels(code).inc()
-
-    app.include_router(create_router(hear, service.read_hot_words, settings.model_folder.name, SOUND_ERRORS, count))
+    name, count = settings.model_folder.name, service.metrics.error
+    app.include_router(create_router(hear, service.read_hot_words, name, SOUND_ERRORS, count))
     app.include_router(create_live_router(service))
     app.mount("/ui", Page())
     return app

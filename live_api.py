@@ -206,7 +206,7 @@ class Connection(ABC):
     async def send_error(self, response: Response) -> None:
         """Send what a response with an error says."""
         error = error_of(response)
-        self.service.metrics.errors.labels(json.loads(bytes(response.body))["code"]).inc()
+        self.service.metrics.error(json.loads(bytes(response.body))["code"])
         await self.send({"type": "error", "error": {key: error[key] for key in ("message", "type", "code")}})
 
     def set_rate(self, rate: object) -> None:

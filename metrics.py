@@ -55,6 +55,10 @@ class Metrics:
         for stage, seconds in stages.items():
             self.stage_seconds.labels(stage).observe(seconds)
 
+    def error(self, code: str) -> None:
+        """An error was answered, by this code, or ended a stream."""
+        self.errors.labels(code).inc()
+
     def answer(self, duration: float, seconds: float) -> None:
         """So many seconds of audio were transcribed in so many seconds."""
         self.audio_seconds.inc(duration)
@@ -99,9 +103,9 @@ class RequestMetrics:
 
     def _count_error(self, body: bytes) -> None:
         try:
-            self.metrics.errors.labels(json.loads(body)["code"]).inc()
+            self.metrics.error(json.loads(body)["code"])
         except (ValueError, KeyError, TypeError):
-            self.metrics.errors.labels(OTHER).inc()
+            self.metrics.error(OTHER)
 
 
 def _template(routes: Iterable[BaseRoute], scope: Scope) -> str:
