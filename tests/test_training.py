@@ -27,6 +27,7 @@ from speech.formats import decode_audio
 from speech.model_card import read_card
 from training import ray_train
 from training.augment import Augmentation
+from training.average import main as average
 from training.dataset import Clip, Utterance, batches, load_audio, load_clips, read_lines, read_utterances, repeat
 from training.muon import Muon
 from training.publish import _commit, write_weights
@@ -237,6 +238,40 @@ def test_a_run_learns_stops_goes_on_and_is_published(corpus: Path, tmp_path: Pat
     again = read_card(tmp_path / "tones").training
     assert again["command"] == card.training["command"]
     assert again["data"]["tones"]["clips"] < card.training["data"]["tones"]["clips"]  # the longest were left out
+
+
+def test_a_card_tells_of_all_runs_that_led_to_the_model(corpus: Path, tmp_path: Path):
+    """The first is stopped and goes on otherwise; another begins with its model, on other data without a dev split."""
+    first, tuned, both = (tmp_path / name for name in ("first", "tuned", "both"))
+    small = ["--rnn-layers", "1", "--rnn-units", "8", "--batch-seconds", "9", "--cache", str(tmp_path / "cache")]
+    main(["--data", str(corpus), "--out", str(first), *small, "--epochs", "1", "--no-publish"])
+    main(["--data", str(corpus), "--out", str(first), *small, "--epochs", "2", "--no-publish"])
+    publish([str(first), "--data", str(corpus), "--cache", str(tmp_path / "cache")])
+    rows = [["path", "corpus", "text", "source", "licence"]]
+    rows += [[str(corpus / f"{i}.flac"), "mine", "a", f"mine.example/{i % 2}", "CC BY 4.0"] for i in range(6)]
+    with (tmp_path / "mine.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    mine = ["--data", str(tmp_path / "mine.csv")]
+    main([*mine, "--init", str(first), "--out", str(tuned), *small, "--epochs", "1"])
+    known, found = read_card(first).training, read_card(tuned).training
+    assert found["data"]["tones"] == known["data"]["tones"]
+    assert found["data"]["mine"]["source"] == "mine.example/0; CC BY 4.0 / mine.example/1; CC BY 4.0"
+    commands = found["command"].splitlines()
+    assert ["--epochs 1" in commands[0], "--epochs 2" in commands[1], f"--init {first}" in commands[2]] == 3 * [True]
+    assert commands[:2] == known["command"].splitlines() and len(commands) == 3
+    assert found["steps"] > known["steps"] and found["hours_heard"] >= known["hours_heard"]
+    text = (tuned / "README.md").read_text()
+    assert (
+        "- tones: 60 clips" in text
+        and "- mine: 6 clips" in text
+        and "Not measured: " in text
+        and "](" not in text.split("![")[0]
+    )
+    average([str(first), str(tuned / "checkpoint.pt"), "--weights", "0.5", "0.5", "--out", str(both)])
+    publish([str(both), *mine, "--cache", str(tmp_path / "cache")])
+    mean = read_card(both).training
+    assert mean["command"].splitlines()[:3] == commands and "training.average" in mean["command"].splitlines()[3]
+    assert (mean["data"], mean["steps"]) == (found["data"], found["steps"])
 
 
 def test_resuming_restores_everything(corpus: Path, tmp_path: Path):

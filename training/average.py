@@ -6,9 +6,13 @@ lies beside it comes along, so that `training.publish` can make a model of the m
 """
 
 import argparse
+import json
 import pickle
+import shlex
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,11 @@ import torch
 from speech.beam import OPTIONS
 from speech.model_card import LANGUAGE_MODEL, WEIGHTS
 from training.command import one_line
+from training.history import RECIPE, lines, more, of_model, of_run
 from training.old_keras import read_layers, sizes_of
 from training.torch_model import Network
 
-ALONG = "recipe.json", "log.csv", LANGUAGE_MODEL, OPTIONS  # of the last one's folder
+ALONG = "log.csv", LANGUAGE_MODEL, OPTIONS  # of the last one's folder
 
 Tensors = dict[str, torch.Tensor]
 
@@ -85,9 +90,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         network = mean([state["averaged"] for state in states], given.weights or [1 / len(states)] * len(states))
         given.out.mkdir(parents=True, exist_ok=True)
         torch.save({**states[-1], "network": network, "averaged": network}, out)
+        last = given.checkpoints[-1].parent
         for name in ALONG:
-            if (file := given.checkpoints[-1].parent / name).is_file():
-                shutil.copy(file, given.out / name)
+            if (last / name).is_file():
+                shutil.copy(last / name, given.out / name)
+        if (last / RECIPE).is_file():
+            histories = [of_model(file) if file.is_dir() else of_run(file.parent) for file in given.checkpoints]
+            before = {**histories[-1], "command": lines(*(found.get("command", "") for found in histories)),
+                      "data": reduce(more, (found.get("data", {}) for found in histories))}  # fmt: skip
+            command = shlex.join(["python", "-m", "training.average", *(arguments or sys.argv[1:])])
+            recipe = {**json.loads((last / RECIPE).read_text(encoding="utf-8")), "command": command, "before": before}
+            (given.out / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One recording and what is said in it; ``text`` as published, ``split`` is train, dev or empty."""
+    """One recording and what is said in it; ``text`` as published, ``split`` is train, dev or empty; ``credit``
+    says whose it is."""
 
     id: str
     path: Path
@@ -40,10 +41,12 @@ class Utterance:
     corpus: str
     speaker: str
     split: str
+    credit: str = ""
 
 
 def read_utterances(data: Path) -> list[Utterance]:
-    """Utterances of a manifest (CSV: path, text and perhaps id, corpus, speaker, split) or of a corpus folder.
+    """Utterances of a manifest (CSV: path, text and perhaps id, corpus, speaker, split, source, licence) or
+    of a corpus folder.
 
     A folder holds ``manifest.csv``, or has LJSpeech's layout (``metadata.csv``, ``wavs/``) or LibriSpeech's
     (``*.trans.txt`` beside ``*.flac``).
@@ -136,6 +139,7 @@ def _from_manifest(file: Path) -> list[Utterance]:
                 corpus=row.get("corpus") or file.resolve().parent.name,
                 speaker=row.get("speaker") or "",
                 split=_split(row),
+                credit="; ".join(filter(None, (row.get("source"), row.get("licence") or row.get("license")))),
             )
             for row in _rows(lines, header, file)
         ]

@@ -19,12 +19,12 @@ from predictor import SpeechPredictor
 from speech.alphabet import Alphabet
 from speech.beam import OPTIONS
 from speech.engine import computes_bfloat16
-from speech.errors import ModelError
-from speech.model_card import LANGUAGE_MODEL, WEIGHTS, ModelCard, read_card, sha256, write_card
+from speech.model_card import LANGUAGE_MODEL, WEIGHTS, ModelCard, sha256, write_card
 from training.command import one_line
 from training.dataset import Clip
 from training.evaluate import transcribe_clips
 from training.export import export, measure
+from training.history import RECIPE, SUMS, more, of_model, of_run
 from training.low_rank import factors, reduce
 from training.report import Groups, read_log, table
 from training.scores import by_corpus
@@ -42,13 +42,10 @@ this project. English, read speech; numbers in `card.json`.
 
 ## Error rates
 
-Greedy decoding through the service's own predictor, `python -m training.evaluate Models/{name} DATA --decoder greedy`,
-on clips that it was not trained on:
+{rates}
 
-{table}
-
-[docs/model.md](../../docs/model.md) says what they mean, what else is measured, and whom to credit for the texts of a
-language model that came with the shipped one.
+`docs/model.md` says what such numbers mean, what else is measured, and whom to credit for the texts of a language model
+that came with the shipped one.
 
 ## How it was trained
 
@@ -56,7 +53,7 @@ language model that came with the shipped one.
 {command}
 ```
 
-{steps} steps in {hours:.2f} hours; {heard:.1f} hours of sound heard, repeats included; commit {commit}, {date}.
+{steps} steps in {hours:.2f} hours; {hours_heard:.1f} hours of sound heard, repeats included; commit {commit}, {date}.
 
 ![loss and error rates](curves.png)
 """
@@ -70,6 +67,17 @@ ATTRIBUTION = {
 }
 
 OWN = "the trainer's own"
+CREDITS = 5  # of one corpus that are named
+
+RATES = """Greedy decoding through the service's own predictor, on clips that it was not trained on:
+
+{table}
+
+`python -m training.evaluate MODEL DATA --decoder greedy` makes such a table; `MODEL` is this folder."""
+
+NO_RATES = (
+    "Not measured: the data had no clips of the split `dev`. `python -m training.evaluate` measures it on others."
+)
 
 
 def write_weights(weights: Mapping[str, Sequence[np.ndarray]], rnn_layers: int, rnn_units: int, folder: Path) -> int:
@@ -124,12 +132,12 @@ def _was_heard(clip: Clip, recipe: Mapping[str, Any]) -> bool:
     return clip.seconds <= recipe.get("max_seconds", math.inf) and times > 0
 
 
-def _known_command(folder: Path) -> str:
-    try:
-        known = read_card(folder).training.get("command")
-    except ModelError:
-        known = None
-    return str(known or "python -m training.train")
+def _credit(clips: Sequence[Clip], corpus: str) -> str:
+    """Whose a corpus is: as its makers ask, or else as the manifest says."""
+    known = (by for name, by in ATTRIBUTION.items() if corpus.lower().startswith(name))
+    said = sorted({clip.utterance.credit for clip in clips} - {""})
+    rest = f" and {len(said) - CREDITS} more" if len(said) > CREDITS else ""
+    return next(known, None) or " / ".join(said[:CREDITS]) + rest or OWN
 
 
 def _commit() -> str:
@@ -141,21 +149,22 @@ def _commit() -> str:
     return run.stdout.strip() or "unknown"
 
 
-def _data_lines(train: Sequence[Clip]) -> tuple[dict[str, Any], str]:
+def _facts(train: Sequence[Clip]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for corpus in sorted({clip.utterance.corpus for clip in train}):
         clips = [clip for clip in train if clip.utterance.corpus == corpus]
         facts[corpus] = {
             "clips": len(clips),
             "hours": round(sum(clip.seconds for clip in clips) / 3600, 2),
-            "source": next((by for name, by in ATTRIBUTION.items() if corpus.lower().startswith(name)), OWN),
+            "source": _credit(clips, corpus),
         }
-    lines = [f"- {name}: {f['clips']} clips, {f['hours']} h. {f['source']}" for name, f in facts.items()]
-    return facts, "\n".join(lines)
+    return facts
 
 
-def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: str) -> Groups:
+def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: str | None = None) -> Groups:
     """Write weights, export, card, picture and README of the run in ``folder``, and score it on ``dev``.
+
+    What it began with is credited, too; ``command`` stands for the commands that the run remembers.
 
     Raises:
         FileNotFoundError: what a run leaves is not all there; ValueError: no clips, or weights that are no numbers.
@@ -164,9 +173,11 @@ def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: s
 
     from training.torch_model import Network
 
-    if missing := [n for n in ("recipe.json", "checkpoint.pt", "log.csv") if not (folder / n).is_file()]:
+    if missing := [n for n in (RECIPE, "checkpoint.pt", "log.csv") if not (folder / n).is_file()]:
         raise FileNotFoundError(f"expected a run in {folder}, found no {', '.join(missing)}")
-    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    history, own = of_run(folder), ("before", "command")
+    known = history.get("command") or of_model(folder).get("command", "python -m training.train")  # an older run's
     train = [clip for clip in train if _was_heard(clip, recipe)]
     if not train:
         raise ValueError("expected the clips that it was trained on, found none")
@@ -180,15 +191,15 @@ def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: s
         )
     reduce(network, train)
     count = write_weights(network.keras_weights(), recipe["rnn_layers"], recipe["rnn_units"], folder)
-    data, data_text = _data_lines(train)
     step, _, elapsed, heard, *_ = state["progress"]
+    steps, hours, hours_heard = (history.get(name, 0) for name in SUMS)
     training = {
-        "command": command,
-        "recipe": recipe,
-        "data": data,
-        "steps": step,
-        "hours": round(elapsed / 3600, 2),
-        "hours_heard": round(heard / 3600, 1),
+        "command": command or known,
+        "recipe": {name: value for name, value in recipe.items() if name not in own},
+        "data": more(history.get("data", {}), _facts(train)),
+        "steps": steps + step,
+        "hours": round(hours + elapsed / 3600, 2),
+        "hours_heard": round(hours_heard + heard / 3600, 1),
         "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
@@ -207,10 +218,10 @@ def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: s
     error_rates = {"dev": {name: asdict(group) for name, group in groups["greedy"].items()}}
     write_card(replace(card, error_rates=error_rates), folder)
     plot(folder / "log.csv", folder / "curves.png")
+    data = [f"- {name}: {f['clips']} clips, {f['hours']} h. {f['source']}" for name, f in training["data"].items()]
     text = CARD_TEXT.format(
-        name=folder.name, rnn_layers=card.rnn_layers, rnn_units=card.rnn_units, millions=count / 1e6, data=data_text,
-        table=table(groups), command=command, steps=step, hours=elapsed / 3600, heard=heard / 3600,
-        commit=training["commit"], date=training["date"],
+        **{**training, "data": "\n".join(data)}, name=folder.name, rnn_layers=card.rnn_layers, rnn_units=card.rnn_units,
+        millions=count / 1e6, rates=RATES.format(table=table(groups)) if dev else NO_RATES,
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
     return groups
@@ -225,12 +236,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("model", type=Path, help="folder with a run's checkpoint.pt, recipe.json and log.csv")
     parser.add_argument("--data", type=Path, required=True, nargs="+", help="the data it was trained on")
     parser.add_argument("--cache", type=Path, default=Path("Data/cache"), help="decoded audio is kept here")
-    parser.add_argument("--command", help="how it was trained, for the card (default: what the card says already)")
+    parser.add_argument("--command", help="how it was trained, for the card (default: what the run remembers)")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with one_line(parser):
         train, dev = load_splits(given.data, given.cache)
-        print(table(publish(given.model, train, dev, given.command or _known_command(given.model))))
+        print(table(publish(given.model, train, dev, given.command)))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from speech.model_card import CARD, LANGUAGE_MODEL, WEIGHTS, read_card
 from training.augment import Augmentation, add_arguments
 from training.command import one_line
 from training.dataset import Clip, batches, load_clips, read_utterances, repeat
+from training.history import RECIPE, lines, of_model
 from training.mmi import NBestMMI
 from training.muon import Muon
 from training.old_keras import read_layers, sizes_of
@@ -411,8 +412,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _prepare(given: argparse.Namespace) -> tuple[Trainer, list[Clip], list[Clip]]:
-    """The run that the arguments describe, and its clips of the splits train and dev.
+def _prepare(given: argparse.Namespace, command: str) -> tuple[Trainer, list[Clip], list[Clip]]:
+    """The run that the arguments describe, and its clips of the splits train and dev; ``command`` is remembered.
 
     Raises:
         SpeechError, OSError, ValueError: what is given cannot be used.
@@ -445,13 +446,18 @@ def _prepare(given: argparse.Namespace) -> tuple[Trainer, list[Clip], list[Clip]
     device = given.device or workers.device(torch.cuda.device_count())
     trainer = Trainer(recipe, short, dev, given.out, workers, augmentation, curves, device, mmi)
     trainer.shortest_first = not given.init
+    file, before = given.out / RECIPE, {}
     if given.init and trainer.step == 0:
         trainer.start_from(given.init)
+        before = of_model(given.init)
     elif given.init:
         log.info("--init is not looked at: the run goes on from its checkpoint")
     if workers.rank == 0:
-        written = {**asdict(recipe), "augmentation": asdict(augmentation)}
-        (given.out / "recipe.json").write_text(json.dumps(written, indent=2) + "\n")
+        if trainer.step and file.exists():
+            last = json.loads(file.read_text(encoding="utf-8"))
+            before, command = last.get("before", {}), lines(last.get("command", ""), command)
+        written = {**asdict(recipe), "augmentation": asdict(augmentation), "command": command, "before": before}
+        file.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     return trainer, short, dev
 
 
@@ -462,8 +468,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.mmi and not (given.init and given.mmi_lm):
         parser.error("--mmi: expected --init and --mmi-lm, for the search that it learns from")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    command = shlex.join(["python", "-m", "training.train", *(arguments or sys.argv[1:])])
     with one_line(parser):
-        trainer, train, dev = _prepare(given)
+        trainer, train, dev = _prepare(given, command)
     if threading.current_thread() is threading.main_thread():  # Ray calls this in another one
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -476,9 +483,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not given.no_publish and trainer.workers.rank == 0:
         from training.publish import publish, table
 
-        command = shlex.join(["python", "-m", "training.train", *(arguments or sys.argv[1:])])
         with one_line(parser):
-            rates = table(publish(given.out, train, dev, command))
+            rates = table(publish(given.out, train, dev))
         served = all((given.out / name).exists() for name in (LANGUAGE_MODEL, OPTIONS))
         print("greedily decoded" + (", but it is served with beam search: training.evaluate measures both" * served))
         print(rates)
