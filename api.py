@@ -187,7 +187,12 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say where."""
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            if not self.lifespan.should_exit:  # then it could not listen, which uvicorn has said
+                log.error("STT_HOST and STT_PORT choose another address")  # noqa: TRY400
+            raise
         for address in (listener.getsockname() for server in self.servers for listener in server.sockets):
             host, port = address[:2]
             host = f"[{host}]" if ":" in host else host

@@ -59,6 +59,11 @@ class Settings(BaseSettings):
             raise ValueError("expected keys of visible ASCII characters, separated by commas")
         return values
 
+    @field_validator("log_folder")
+    @classmethod
+    def _home_is_known(cls, folder: Path) -> Path:
+        return folder.expanduser()
+
     @property
     def key_list(self) -> list[str]:
         """The keys in plain text; empty if none is asked for."""
@@ -67,7 +72,8 @@ class Settings(BaseSettings):
     @property
     def model_folder(self) -> Path:
         """Where the model lies: ``model`` as a path if it has a separator, else a folder of Models/."""
-        return Path(self.model) if Path(self.model).name != self.model else ROOT / "Models" / self.model
+        given = Path(self.model).expanduser()
+        return given if given.name != self.model else ROOT / "Models" / self.model
 
 
 def read_settings() -> Settings:
@@ -85,4 +91,4 @@ def _line(name: str, message: str, found: object) -> str:
 def unknown_settings() -> list[str]:
     """Variables of the environment that look like settings but are none: misspelt, most likely."""
     known = {f"STT_{name.upper()}" for name in Settings.model_fields}
-    return sorted(name for name in os.environ if name.startswith("STT_") and name.upper() not in known)
+    return sorted(name for name in os.environ if name.upper().startswith("STT_") and name.upper() not in known)

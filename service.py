@@ -101,10 +101,10 @@ class Service:
                 log.info("ready")
         except ModelError as error:
             self._problem = error
-            log.error("no model: %s", error)
+            log.error("no model in %s (STT_MODEL): %s", settings.model_folder, error)
         except Exception as error:
             self._problem = error if isinstance(error, SpeechError) else ModelError("the model could not be loaded")
-            log.exception("no model")
+            log.exception("no model in %s (STT_MODEL)", settings.model_folder)
         finally:
             done.set_result(None)
 

@@ -66,7 +66,7 @@ def read_card(folder: Path) -> ModelCard:
         there = sorted(card.parent.name for card in folder.parent.glob(f"*/{CARD}"))
         raise ModelNotFound(
             f"expected a model in {folder.name!r}, found no {CARD} there; "
-            f"models beside it: {', '.join(there) or 'none'}. Set STT_MODEL to one of them, or train one "
+            f"models beside it: {', '.join(there) or 'none'}. Name one of them, or train one "
             "(python -m training.train) or convert one (python -m training.convert)"
         )
     try:

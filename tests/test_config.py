@@ -27,9 +27,18 @@ def test_the_environment_counts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("STT_PORT", "9999")
     monkeypatch.setenv("STT_MODEL", "somewhere/else")
     monkeypatch.setenv("STT_PROT", "1")
+    monkeypatch.setenv("stt_prt", "1")
     assert Settings().port == 9999
     assert Settings().model_folder == Path("somewhere/else")
-    assert unknown_settings() == ["STT_PROT"]
+    assert unknown_settings() == ["STT_PROT", "stt_prt"]
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch):
+    """Env files of systemd and containers do not go through a shell."""
+    monkeypatch.setenv("STT_MODEL", "~/models/mine")
+    monkeypatch.setenv("STT_LOG_FOLDER", "~/logs")
+    assert Settings().model_folder == Path.home() / "models" / "mine"
+    assert Settings().log_folder == Path.home() / "logs"
 
 
 @pytest.mark.parametrize(

@@ -178,3 +178,20 @@ def test_sigterm_ends_it_though_a_handshake_was_refused(server: Process):
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(20) in (0, -signal.SIGTERM)
     assert not any("Traceback" in line for line in server.lines)
+
+
+def test_a_port_in_use_ends_the_start_and_names_the_settings(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        environment = {**os.environ, "STT_PORT": str(other.getsockname()[1]), "STT_LOG_FOLDER": str(tmp_path / "logs")}
+        run = subprocess.run(
+            [sys.executable, "api.py"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert run.returncode == 3
+    assert "address already in use" in run.stderr and "STT_HOST and STT_PORT" in run.stderr
+    assert "Traceback" not in run.stderr
