@@ -191,7 +191,7 @@ class Server(uvicorn.Server):
             await super().startup(sockets)
         except SystemExit:
             if not self.lifespan.should_exit:  # then it could not listen, which uvicorn has said
-                log.error("STT_HOST and STT_PORT choose another address")  # noqa: TRY400
+                log.error("STT_HOST and STT_PORT choose another address")
             raise
         for address in (listener.getsockname() for server in self.servers for listener in server.sockets):
             host, port = address[:2]
