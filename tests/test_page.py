@@ -297,8 +297,8 @@ def test_a_file_chosen_while_a_recording_is_finished_is_shown_alone(page: Chrome
     assert words(page) == ask(server, "text").text.split()
 
 
-@pytest.mark.parametrize("decision", ["allow", "refuse"])
-def test_a_file_chosen_while_the_browser_asks_for_the_microphone_stays(page: Chrome, server: Process, decision: str):
+def record_with_a_question(page: Chrome) -> None:
+    """The browser asks for the microphone until allow() or refuse()."""
     page.execute_script(
         "const devices = navigator.mediaDevices, get = devices.getUserMedia.bind(devices);"
         "devices.getUserMedia = async (wanted) => { const given = window.given = await get(wanted);"
@@ -306,6 +306,11 @@ def test_a_file_chosen_while_the_browser_asks_for_the_microphone_stays(page: Chr
     )
     find(page, "#record").click()
     wait(page, lambda: page.execute_script("return Boolean(window.allow)"))
+
+
+@pytest.mark.parametrize("decision", ["allow", "refuse"])
+def test_a_file_chosen_while_the_browser_asks_for_the_microphone_stays(page: Chrome, server: Process, decision: str):
+    record_with_a_question(page)
     choose(page)
     wait(page, lambda: done(page))
     status = find(page, "#status").text
@@ -369,6 +374,30 @@ def test_the_keyboard_stops_what_it_started_and_a_lost_microphone_is_told(page: 
         assert find(page, "#record").get_attribute("aria-pressed") == "false"
     assert find(page, "#status").text.startswith("The microphone stopped.")
     assert page.execute_script("return window.dispatchEvent(new Event('beforeunload', { cancelable: true }))")
+
+
+@pytest.mark.parametrize("when", ["starts", "ends"])
+def test_a_service_that_is_frozen_when_a_recording(page: Chrome, server: Process, when: str):
+    """It is given up after a minute, of a clock that goes twenty times as fast here, and the microphone is off."""
+    page.execute_script("const later = setTimeout; window.setTimeout = (what, ms) => later(what, ms / 20)")
+    record_with_a_question(page)
+    if when == "ends":
+        page.execute_script("allow()")
+        wait(page, lambda: find(page, "#partial").text or words(page))
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        if when == "ends":
+            find(page, "#record").click()
+        else:
+            page.execute_script("allow()")
+        wait(page, lambda: find(page, "#error").text.startswith("The service does not answer."), 15)
+        assert find(page, "#record-label").text == "Record"
+        assert page.execute_script("return given.getTracks().map((track) => track.readyState)") == ["ended"]
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    if when == "ends":  # the sound is kept
+        find(page, "#error button").click()
+        wait(page, lambda: done(page))
 
 
 def test_a_refused_microphone_is_told(start: Callable[..., Chrome], server: Process):

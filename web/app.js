@@ -194,6 +194,7 @@ $("hot-words").onchange = () => {
 async function start() {
   const mine = turn, blocks = [], microphone = new Microphone(), early = [];
   let live = null;
+  say("Starting …");
   const rate = await microphone.open((block) => {
     blocks.push(block);
     if (live) live.send(block);

@@ -1,5 +1,5 @@
 // The microphone as 16-bit PCM, and PCM as a WAV file.
-import { Failure, UNREACHABLE } from "./server.js";
+import { Failure, UNREACHABLE, patient } from "./server.js";
 
 const REFUSED = {
   NotAllowedError: "The microphone was refused. Allow it for this page in the browser's settings.",
@@ -37,7 +37,7 @@ export class Microphone {
       this.context = new AudioContext();
       source = this.context.createMediaStreamSource(this.stream);
     }
-    await this.context.audioWorklet.addModule("worklet.js").catch(() => { throw new Failure(UNREACHABLE); });
+    await patient(this.context.audioWorklet.addModule("worklet.js").catch(() => { throw new Failure(UNREACHABLE); }));
     this.node = new AudioWorkletNode(this.context, "pcm", { channelCount: 1, channelCountMode: "explicit" });
     this.ended = new Promise((resolve) => {
       this.node.port.onmessage = ({ data }) => (data ? heard(data) : resolve());

@@ -9,13 +9,26 @@ export const key = {
 export const UNREACHABLE = "The service cannot be reached. Is it running, and are you connected?";
 
 const REFUSED = "No live sound is taken now: all places are, or something on the way lets no WebSockets pass.";
-const PATIENCE = 60000; // ms, in which a service that is asked to finish says something
+const PATIENCE = 60000; // ms, in which a service that is asked says something
 
 export class Failure extends Error {
   constructor(message, status = 0) {
     super(message);
     this.status = status;
   }
+}
+
+// What the promise gives; a service that is silent for too long is given up. Each word of it (renew) begins the wait anew.
+export function patient(promise, wait = {}) {
+  let timer;
+  const silence = new Promise((_, reject) => {
+    wait.renew = () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => reject(new Failure("The service does not answer.")), PATIENCE);
+    };
+  });
+  wait.renew();
+  return Promise.race([promise, silence]).finally(() => clearTimeout(timer));
 }
 
 async function ask(path, options = {}) {
@@ -94,14 +107,6 @@ export class Live {
 
   finish() {
     this.send(JSON.stringify({ eof: true }));
-    let timer;
-    const silence = new Promise((_, reject) => {
-      this.renew = () => {
-        clearTimeout(timer);
-        timer = setTimeout(() => { reject(new Failure("The service does not answer.")); this.socket.close(); }, PATIENCE);
-      };
-    });
-    this.renew();
-    return Promise.race([this.done, silence]).finally(() => clearTimeout(timer));
+    return patient(this.done, this).finally(() => this.socket.close());
   }
 }
