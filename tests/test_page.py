@@ -503,29 +503,41 @@ def test_a_dead_service_is_told(deserted: Chrome):
     wait(page, lambda: "cannot be reached" in find(page, "#error").text)
 
 
-def test_the_microphone_is_off_again_if_recording_cannot_begin(deserted: Chrome):
+def test_a_dead_service_gets_no_recording(deserted: Chrome):
     page = deserted
-    page.execute_script(
-        "const devices = navigator.mediaDevices, get = devices.getUserMedia.bind(devices);"
-        "devices.getUserMedia = async (wanted) => window.given = await get(wanted);"
-    )
     find(page, "#record").click()
+    wait(page, lambda: "cannot be reached" in find(page, "#error").text)
+    assert find(page, "#record").get_attribute("aria-pressed") == "false"
+
+
+def test_the_microphone_is_off_again_if_recording_cannot_begin(start: Callable[..., Chrome], tmp_path: Path):
+    server, page = Process(tmp_path), start()
+    try:
+        page.get(f"{server.url}/ui/")
+        record_with_a_question(page)
+    finally:
+        server.stop()
+    page.execute_script("allow()")
     wait(page, lambda: "cannot be reached" in find(page, "#error").text)
     assert find(page, "#record").get_attribute("aria-pressed") == "false"
     assert page.execute_script("return given.getTracks().map((track) => track.readyState)") == ["ended"]
 
 
-def test_a_key_is_asked_for(start: Callable[..., Chrome], tmp_path: Path):
+@pytest.mark.parametrize("what", ["a file", "a recording"])
+def test_a_key_is_asked_for_before_anything_is_sent(start: Callable[..., Chrome], tmp_path: Path, what: str):
     server, page = Process(tmp_path, STT_API_KEYS=KEY), start()
     try:
         page.get(f"{server.url}/ui/")
-        choose(page)
-        wait(page, lambda: find(page, "#key-form").is_displayed())
-        find(page, "#key").send_keys(KEY + Keys.ENTER)
-        wait(page, lambda: done(page))
-        assert not find(page, "#key-form").is_displayed()
-        find(page, "#record").click()  # the live connection carries the key as well
+        if what == "a file":
+            choose(page)
+        else:
+            find(page, "#record").click()
+        for key in ("not-this-one", KEY):
+            wait(page, lambda: find(page, "#key-form").is_displayed())
+            assert not [line for line in server.lines if "/v1/audio/" in line]
+            find(page, "#key").send_keys(key + Keys.ENTER)
         wait(page, lambda: find(page, "#partial").text or words(page))
+        assert not find(page, "#key-form").is_displayed()
     finally:
         server.stop()
 

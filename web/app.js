@@ -1,6 +1,6 @@
 import { Microphone, wav } from "./microphone.js";
 import { decode, drawSpectrogram, drawWaveform } from "./pictures.js";
-import { Live, key, transcribe } from "./server.js";
+import { Live, admitted, key, transcribe } from "./server.js";
 import { srt, vtt } from "./subtitles.js";
 
 const $ = (id) => document.getElementById(id);
@@ -195,6 +195,8 @@ async function start() {
   const mine = turn, blocks = [], microphone = new Microphone(), early = [];
   let live = null;
   say("Starting …");
+  await admitted();
+  if (mine !== turn) return;
   const rate = await microphone.open((block) => {
     blocks.push(block);
     if (live) live.send(block);
@@ -254,7 +256,7 @@ async function toggle() {
   try {
     await (recording ? stop() : start());
   } catch (error) {
-    if (mine === turn) fail(error);
+    if (mine === turn) fail(error, error.status === 401 ? toggle : null);
   }
   busy = false;
 }

@@ -47,11 +47,15 @@ async function ask(path, options = {}) {
   throw new Failure(wait ? `${detail} Try again in ${wait} s.` : detail, response.status);
 }
 
+// Whether the service lets us in: else a file would be uploaded, or words be spoken, before a key is asked for.
+export const admitted = (signal) => patient(ask("v1/models", { signal }));
+
 // The text of a file, its words and segments: JSON. Nothing more is done for it once the signal aborts.
 export async function transcribe(file, hotWords, signal) {
   await file.slice(0, 1).arrayBuffer().catch(() => {
     throw new Failure("This file cannot be read: it is a folder, or was changed or removed since it was chosen.");
   });
+  await admitted(signal);
   const form = new FormData();
   form.append("file", file, file.name);
   form.append("response_format", "verbose_json");
