@@ -345,6 +345,23 @@ def test_sound_that_would_fill_the_memory_gets_no_pictures(page: Chrome, tmp_pat
     assert page.execute_script("return unpacked") == [1_000_000, HELLO.stat().st_size]
 
 
+def test_a_file_that_the_browser_cannot_play_is_heard_all_the_same(page: Chrome, server: Process, tmp_path: Path):
+    page.execute_script(
+        "window.said = []; const status = document.getElementById('status');"
+        "new MutationObserver(() => said.push(status.textContent)).observe(status, { childList: true })"
+    )
+    soundfile.write(tmp_path / "hello.aiff", *soundfile.read(HELLO))
+    choose(page, tmp_path / "hello.aiff")
+    wait(page, lambda: done(page) and find(page, "#unplayable").is_displayed())
+    assert words(page) == ask(server, "text").text.split()
+    status = find(page, "#status").text
+    assert status.startswith("Done")
+    assert page.execute_script("return said") == ["Transcribing hello.aiff …", status]
+    choose(page)
+    wait(page, lambda: done(page))
+    assert not find(page, "#unplayable").is_displayed()
+
+
 def test_nobody_waits_for_an_answer_that_is_not_wanted_any_more(page: Chrome, server: Process, tmp_path: Path):
     """An upload in whose place another comes is given up: the service stops hearing it."""
     samples, rate = soundfile.read(HELLO)

@@ -102,7 +102,7 @@ function follow() {
   if (!audio.paused) requestAnimationFrame(follow);
 }
 for (const event of ["play", "seeked", "pause"]) audio.addEventListener(event, follow);
-audio.onerror = () => { if (file) say("This browser cannot play the file; its text is not affected."); };
+audio.onerror = () => { $("unplayable").textContent = "This browser cannot play the file; its text is not affected."; };
 $("pictures").onclick = (event) => {
   const box = $("pictures").getBoundingClientRect();
   if (audio.duration) audio.currentTime = ((event.clientX - box.left) / box.width) * audio.duration;
@@ -119,6 +119,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 
 async function show(chosen) {
   file = chosen;
+  $("unplayable").textContent = "";
   URL.revokeObjectURL(audio.src);
   audio.src = URL.createObjectURL(chosen);
   $("player").hidden = false;
