@@ -139,6 +139,49 @@ def test_a_file_is_shown_played_and_downloaded(page: Chrome, server: Process, tm
     assert not [line for line in page.get_log("browser") if line["level"] == "SEVERE"]
 
 
+def seek(page: Chrome, time: float) -> None:
+    page.execute_async_script(
+        "const [time, done] = arguments; audio.currentTime = time;"
+        "audio.addEventListener('seeked', () => setTimeout(done), { once: true })",
+        time,
+    )
+
+
+def test_36000_words_are_followed(page: Chrome):
+    """As many as are said in hours, in the time of one short file: what the service answers is made up here."""
+    page.execute_script(
+        "const said = Array.from({ length: 36000 }, (_, i) => ({ word: 'so', start: i * 1e-4, end: (i + 1) * 1e-4, probability: 1 }));"
+        "const ask = fetch; window.fetch = (url, how) => how.method === 'POST'"
+        "? new Response(JSON.stringify({ text: '', duration: 3.6, words: said, segments: [] })) : ask(url, how)"
+    )
+    choose(page)
+    wait(page, lambda: done(page) and page.execute_script("return audio.readyState"))
+    for time in (3.00005, 1.23455, 0.00005, 2.00005):
+        seek(page, time)
+        assert page.execute_script(
+            "const all = [...document.querySelectorAll('.word')]; return all.flatMap((word, i) => word.matches('.lit') ? i : [])"
+        ) == [int((time + 0.02) * 1e4)]  # fmt: skip
+    took = page.execute_script(
+        "const begin = performance.now(); for (let i = 0; i < 100; i++) audio.dispatchEvent(new Event('seeked'));"
+        "return performance.now() - begin"
+    )
+    assert took < 300  # milliseconds; with a look at each word for each event they were 700
+
+
+def test_playing_is_followed_once_a_frame(page: Chrome):
+    choose(page)
+    wait(page, lambda: done(page) and page.execute_script("return audio.readyState"))
+    page.execute_script("audio.loop = true; audio.play()")
+    for _ in range(5):
+        seek(page, 0.5)
+    asked = page.execute_async_script(
+        "const [done] = arguments, real = requestAnimationFrame; let asked = 0, frames = 0;"
+        "window.requestAnimationFrame = (what) => { asked++; return real(what); };"
+        "const next = () => frames++ < 20 ? real(next) : done(asked); real(next)"
+    )
+    assert 19 <= asked <= 21
+
+
 def test_a_file_may_be_dropped(page: Chrome, server: Process):
     box = find(page, "#drop").rect
     at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}

@@ -19,6 +19,8 @@ let turn = 0; // what was begun last wins: what comes for an earlier turn is not
 let working = new AbortController(); // for this turn
 let busy = false; // starting or stopping a recording
 let again = null; // what to do when there is a key
+let lit = null; // the button of the word that is heard
+let frame = 0; // in which it is looked for again
 
 const say = (text) => { $("status").textContent = text; };
 
@@ -94,12 +96,26 @@ $("words").onkeydown = (event) => {
 
 // The sound
 
+function buttonAt(time) { // of the last word that has begun
+  let from = 0, to = words.length;
+  while (from < to) {
+    const middle = (from + to) >> 1;
+    if (words[middle].start <= time) from = middle + 1;
+    else to = middle;
+  }
+  return words[from - 1]?.button;
+}
+
 function follow() {
-  const now = audio.currentTime;
+  const now = audio.currentTime, heard = now > 0 ? buttonAt(now + 0.02) : null;
   $("playhead").style.left = `${audio.duration ? (100 * now) / audio.duration : 0}%`;
-  words.forEach(({ start, button }, i) =>
-    button.classList.toggle("lit", now > 0 && start <= now + 0.02 && now + 0.02 < (words[i + 1]?.start ?? Infinity)));
-  if (!audio.paused) requestAnimationFrame(follow);
+  if (heard !== lit) {
+    lit?.classList.remove("lit");
+    heard?.classList.add("lit");
+    lit = heard;
+  }
+  cancelAnimationFrame(frame); // two events would follow twice
+  if (!audio.paused) frame = requestAnimationFrame(follow);
 }
 for (const event of ["play", "seeked", "pause"]) audio.addEventListener(event, follow);
 audio.onerror = () => { $("unplayable").textContent = "This browser cannot play the file; its text is not affected."; };
