@@ -235,7 +235,7 @@ async function start() {
   });
   early.forEach((block) => live.send(block));
   recording = { blocks, microphone, live, rate };
-  $("record").setAttribute("aria-pressed", "true");
+  $("record").classList.add("on");
   $("record-label").textContent = "Stop";
   $("file").disabled = true;
   say("Recording …");
@@ -245,7 +245,7 @@ async function stop() {
   const mine = turn, { blocks, microphone, live, rate } = recording;
   await microphone.close();
   recording = null;
-  $("record").setAttribute("aria-pressed", "false");
+  $("record").classList.remove("on");
   $("record-label").textContent = "Record";
   $("file").disabled = false;
   const sound = wav(blocks, rate);
