@@ -264,6 +264,22 @@ def test_the_microphone_is_heard_live_and_kept(page: Chrome, server: Process, tm
     assert not [line for line in page.get_log("browser") if line["level"] == "SEVERE"]
 
 
+def test_a_recording_ends_where_it_was_stopped(page: Chrome):
+    """However long the computer takes to let go of the microphone; its last sound came twice then."""
+    page.execute_script(
+        "const close = AudioContext.prototype.close; AudioContext.prototype.close = async function () {"
+        "await new Promise((ready) => setTimeout(ready, 300)); await close.call(this); };"
+        "window.sent = []; const send = WebSocket.prototype.send;"
+        "WebSocket.prototype.send = function (data) { sent.push(data.length); send.call(this, data); }"
+    )
+    record(page, 1)
+    wait(page, lambda: done(page))
+    _, *blocks, rest, _ = page.execute_script("return sent")
+    assert blocks
+    assert set(blocks) == {2205}
+    assert rest < 2205
+
+
 def test_a_recording_that_is_too_large_for_an_upload_is_saved_all_the_same(
     start: Callable[..., Chrome], tmp_path: Path
 ):

@@ -8,10 +8,12 @@ class Pcm extends AudioWorkletProcessor {
     this.port.onmessage = () => {
       this.port.postMessage(this.block.slice(0, this.used));
       this.port.postMessage(null);
+      this.block = null; // what comes until the microphone is off is not wanted
     };
   }
 
   process([[channel]]) {
+    if (!this.block) return false;
     for (const value of channel ?? []) {
       this.block[this.used++] = Math.max(-32768, Math.min(32767, Math.round(value * 32768)));
       if (this.used === this.block.length) {
