@@ -404,6 +404,45 @@ def test_sound_that_would_fill_the_memory_gets_no_pictures(page: Chrome, tmp_pat
     assert page.execute_script("return unpacked") == [1_000_000, HELLO.stat().st_size]
 
 
+def test_the_pictures_are_of_the_file_that_is_shown(page: Chrome):
+    """Those of the file before, and the line where it was, are gone before the new one is unpacked."""
+    choose(page)
+    wait(page, lambda: done(page) and find(page, "#pictures").is_displayed())
+    seek(page, 2)
+    at = "return parseFloat(document.getElementById('playhead').style.left)"
+    assert page.execute_script(at) == pytest.approx(100 * 2 / 3.43, abs=1)
+    page.execute_script(
+        "const decode = OfflineAudioContext.prototype.decodeAudioData;"
+        "OfflineAudioContext.prototype.decodeAudioData = async function (buffer) {"
+        "await new Promise((release) => { window.release = release; }); return decode.call(this, buffer); }"
+    )
+    choose(page)
+    wait(page, lambda: page.execute_script("return Boolean(window.release)"))
+    assert not find(page, "#pictures").is_displayed()
+    page.execute_script("release()")
+    wait(page, lambda: find(page, "#pictures").is_displayed())
+    assert page.execute_script(at) == 0
+
+
+def test_a_file_that_does_not_say_how_long_it_is_plays_from_where_it_is_clicked(page: Chrome):
+    """As those are that browsers record."""
+    page.execute_async_script(
+        "const [done] = arguments, parts = [], list = new DataTransfer(), file = document.getElementById('file');"
+        "navigator.mediaDevices.getUserMedia({ audio: true }).then((stream) => {"
+        "const recorder = new MediaRecorder(stream); recorder.ondataavailable = ({ data }) => parts.push(data);"
+        "recorder.onstop = () => { list.items.add(new File(parts, 'note.webm')); file.files = list.files;"
+        "file.dispatchEvent(new Event('change')); done(); };"
+        "recorder.start(100); setTimeout(() => recorder.stop(), 3000); })"
+    )
+    wait(page, lambda: find(page, "#pictures").is_displayed())
+    assert page.execute_script("return audio.duration === Infinity")
+    find(page, "#pictures").click()  # in the middle
+    wait(page, lambda: page.execute_script("return audio.currentTime"))
+    assert page.execute_script("return audio.currentTime") == pytest.approx(1.5, abs=0.3)
+    left = page.execute_script("return parseFloat(document.getElementById('playhead').style.left)")
+    assert left == pytest.approx(50, abs=2)
+
+
 def test_a_file_that_the_browser_cannot_play_is_heard_all_the_same(page: Chrome, server: Process, tmp_path: Path):
     page.execute_script(
         "window.said = []; const status = document.getElementById('status');"

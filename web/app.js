@@ -10,7 +10,7 @@ const ENDINGS = { text: "txt", srt: "srt", vtt: "vtt", verbose_json: "json" };
 const audio = $("audio");
 
 let file = null; // what is shown
-let samples = null; // of it
+let unpacked = null; // its sound, as the pictures show it
 let seconds = 0; // of it
 let words = []; // [{word, start, end, probability}], a button for each in #words
 let answer = null; // of the service, if they came as one
@@ -51,7 +51,8 @@ function reset() {
   $("key-form").hidden = true;
   $("player").hidden = $("result").hidden = true;
   clearWords();
-  file = samples = null;
+  file = unpacked = null;
+  draw();
 }
 
 // Words
@@ -108,7 +109,7 @@ function buttonAt(time) { // of the last word that has begun
 
 function follow() {
   const now = audio.currentTime, heard = now > 0 ? buttonAt(now + 0.02) : null;
-  $("playhead").style.left = `${audio.duration ? (100 * now) / audio.duration : 0}%`;
+  $("playhead").style.left = `${unpacked ? (100 * now) / unpacked.duration : 0}%`;
   if (heard !== lit) {
     lit?.classList.remove("lit");
     heard?.classList.add("lit");
@@ -121,14 +122,15 @@ for (const event of ["play", "seeked", "pause"]) audio.addEventListener(event, f
 audio.onerror = () => { $("unplayable").textContent = "This browser cannot play the file; its text is not affected."; };
 $("pictures").onclick = (event) => {
   const box = $("pictures").getBoundingClientRect();
-  if (audio.duration) audio.currentTime = ((event.clientX - box.left) / box.width) * audio.duration;
+  audio.currentTime = ((event.clientX - box.left) / box.width) * unpacked.duration; // the player may not know its own
 };
 
 function draw() {
-  $("pictures").hidden = !samples;
-  if (!samples) return;
-  drawWaveform($("waveform"), samples);
-  drawSpectrogram($("spectrogram"), samples);
+  follow();
+  $("pictures").hidden = !unpacked;
+  if (!unpacked) return;
+  drawWaveform($("waveform"), unpacked.getChannelData(0));
+  drawSpectrogram($("spectrogram"), unpacked.getChannelData(0));
 }
 new ResizeObserver(draw).observe($("player"));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
@@ -145,7 +147,7 @@ async function show(chosen) {
   if (file !== chosen) return;
   const decoded = await decode(chosen, audio.duration);
   if (file !== chosen) return;
-  samples = decoded;
+  unpacked = decoded;
   draw();
 }
 

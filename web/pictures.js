@@ -76,12 +76,11 @@ export function drawSpectrogram(canvas, samples) {
   draw.putImageData(image, 0, 0);
 }
 
-// Mono samples of a file of so many seconds; null if the browser cannot read it, or it is too much to be unpacked here.
+// The sound, mono, of a file of so many seconds; null if the browser cannot read it, or it is too much to be unpacked here.
 export async function decode(file, seconds) {
   if (file.size > LARGEST || (Number.isFinite(seconds) ? seconds > LONGEST : file.size > UNKNOWN)) return null;
   try {
-    const buffer = await new OfflineAudioContext(1, 1, 22050).decodeAudioData(await file.arrayBuffer());
-    return buffer.getChannelData(0);
+    return await new OfflineAudioContext(1, 1, 22050).decodeAudioData(await file.arrayBuffer());
   } catch {
     return null;
   }
