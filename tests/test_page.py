@@ -517,6 +517,18 @@ def test_a_service_that_is_frozen_when_a_recording(page: Chrome, server: Process
         wait(page, lambda: done(page))
 
 
+def test_a_service_that_is_frozen_gets_no_upload(page: Chrome, server: Process):
+    page.execute_script("const later = setTimeout; window.setTimeout = (what, ms) => later(what, ms / 20)")
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        choose(page)
+        wait(page, lambda: find(page, "#error").text.startswith("The service does not answer."), 15)
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    find(page, "#error button").click()
+    wait(page, lambda: done(page))
+
+
 def test_a_refused_microphone_is_told(start: Callable[..., Chrome], server: Process):
     page = start(microphone=False)
     page.get(f"{server.url}/ui/")
