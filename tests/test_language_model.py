@@ -134,6 +134,19 @@ def test_what_is_held_out_is_not_learnt_from_other_texts(tmp_path: Path, capsys:
     assert "zebra" not in read_language_model(tmp_path / "lm.npz").words
 
 
+@pytest.mark.parametrize("options", [["--dev"], ["--without"], ["--dev", "--without"]])
+def test_where_all_is_left_out_it_is_said_for_what(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "manifest.csv").write_text("path,text,split\na.wav,The cat,dev\n")
+    (tmp_path / "text.txt").write_text("the cat\nThe cat!\n")
+    given = [part for option in options for part in (option, f"{tmp_path}/manifest.csv")]
+    with pytest.raises(SystemExit, match="1"):
+        main([f"{tmp_path}/text.txt", "--out", f"{tmp_path}/lm.npz", *given])
+    expected = f"expected texts that {' and '.join(options)} does not hold, found all 2 left out for it\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.csv").write_text("".join(f"id|{text.upper()}!\n" for text in TEXTS), encoding="utf-8")
     (tmp_path / "manifest.csv").write_text("path,text,split\na.wav,The cat?,dev\nb.wav,Other words,train\n")

@@ -265,6 +265,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines = [line for file in given.texts for line in read_lines(file) if cleaned(line)]
         spoken += held_out
         texts = [cleaned(line) for line in (without(lines, spoken) if spoken else lines)]
+        if lines and not texts:
+            named = " and ".join(["--dev"] * bool(held_out) + ["--without"] * bool(given.without))
+            raise ValueError(f"expected texts that {named} does not hold, found all {len(lines)} left out for it")
         prune = [given.prune[min(n, len(given.prune) - 1)] for n in range(given.order)]
         arrays = train(texts, given.order, prune, given.min_count)
         write(arrays, given.out)
