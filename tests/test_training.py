@@ -823,3 +823,14 @@ def test_augmentation_keeps_shapes_and_can_be_switched_off(corpus: Path):
 def test_a_model_is_published_where_there_is_no_git(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert _commit() == "unknown"
+
+
+def test_tensorflow_reports_no_errors_that_are_none(tiny_model: Path, tmp_path: Path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    unset = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    command = [sys.executable, "-m", "training.export", str(tmp_path / "model")]
+    said = subprocess.run(command, env=unset, capture_output=True, text=True, check=True).stderr
+    assert "largest difference from Keras" in said
+    assert not [line for line in said.splitlines() if line.startswith("E0000") or "cpu_feature_guard" in line]
+    command = [sys.executable, "-c", "import os, training; print(os.environ['TF_CPP_MIN_LOG_LEVEL'])"]
+    assert subprocess.check_output(command, env={**unset, "TF_CPP_MIN_LOG_LEVEL": "0"}, text=True) == "0\n"

@@ -9,7 +9,6 @@ import argparse
 import io
 import json
 import logging
-import os
 import pickletools
 import shutil
 import zipfile
@@ -155,7 +154,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the new model, such as Models/NAME")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         card = convert(given.folder, given.out)
     except (SpeechError, OSError) as error:

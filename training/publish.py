@@ -4,7 +4,6 @@ import argparse
 import json
 import logging
 import math
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -231,7 +230,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     from training.train import load_splits
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     parser = argparse.ArgumentParser(prog="python -m training.publish", description=__doc__)
     parser.add_argument("model", type=Path, help="folder with a run's checkpoint.pt, recipe.json and log.csv")
     parser.add_argument("--data", type=Path, required=True, nargs="+", help="the data it was trained on")
