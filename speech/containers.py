@@ -19,6 +19,9 @@ MAX_CHUNKS = 1000  # of a WAV, or tags of another file, looked at before the sou
 MAX_PAGES = 10_000  # that begin streams of an Ogg file
 OGG_FIRST = re.compile(rb"OggS\0[\2\3\6\7]")  # a page that begins a stream
 XING = re.compile(rb"(?:Xing|Info).{3}[\1\3\5\7\x09\x0b\x0d\x0f](.{4})", re.DOTALL)  # with a count of frames
+OPEN_SIZE = 0x7F000000  # bytes of sound, and more: what writers into a pipe say
+SLACK = 128  # bytes that a file may lack: some writers count a header or a tag as sound
+FLAC_FIRST = b"fLaC\0\0\0\x22"  # it, and the length of what it begins with
 MANY = struct.pack(">I", 2**31 - 1)  # frames
 LAYER3_RATES = (44100, 48000, 32000)  # Hz, of MPEG 1; halved in MPEG 2, and again in MPEG 2.5
 
@@ -29,6 +32,7 @@ class Part(io.RawIOBase):
     def __init__(self, data: Bytes, start: int, stop: int, head: bytes = b"") -> None:
         super().__init__()
         self._head, self._data, self._at = head, memoryview(data)[start:stop], 0
+        self.samples = 0  # of each channel, as the header of a FLAC counts them; 0: it does not
 
     def readable(self) -> bool:
         """It is."""
@@ -71,6 +75,10 @@ def is_mpeg_audio(header: bytes) -> bool:
 
 def links(data: Bytes) -> Iterator[Part]:
     """The links of a chain of Ogg: libsndfile reads the first one only. Source: RFC 3533, 6."""
+    return (Part(data, start, stop) for start, stop in _bounds(data))
+
+
+def _bounds(data: Bytes) -> Iterator[tuple[int, int]]:
     starts, stop = [0], 0
     for _ in range(MAX_PAGES):
         page = OGG_FIRST.search(data, stop)
@@ -79,9 +87,13 @@ def links(data: Bytes) -> Iterator[Part]:
         start = page.start()
         if start > stop:  # else it begins a stream beside the one before
             starts.append(start)
-        lengths = data[start + 27 : start + 27 + int.from_bytes(data[start + 26 : start + 27], "big")]
-        stop = start + 27 + len(lengths) + sum(lengths)
-    return (Part(data, start, stop) for start, stop in pairwise([*starts, len(data)]))
+        stop = _page_end(data, start)
+    return pairwise([*starts, len(data)])
+
+
+def _page_end(data: Bytes, start: int) -> int:
+    lengths = data[start + 27 : start + 27 + int.from_bytes(data[start + 26 : start + 27], "big")]
+    return start + 27 + len(lengths) + sum(lengths)
 
 
 def open_ended(data: Bytes) -> Part:
@@ -95,15 +107,48 @@ def open_ended(data: Bytes) -> Part:
     start = _after_tags(data)
     if data[start : start + 4] == b"fLaC" and len(data) > start + 26:
         place = start + 21
-        return _patched(data, place, bytes([data[place] & 0xF0, 0, 0, 0, 0]))  # behind four bits of the sample width
+        part = _patched(data, place, bytes([data[place] & 0xF0, 0, 0, 0, 0]))  # behind four bits of the sample width
+        part.samples = int.from_bytes(data[place : place + 5], "big") & 2**36 - 1
+        return part
     if is_mpeg_audio(data[start : start + 4]) and data[start + 1] >> 1 & 3 == 1:  # Layer III
         if count := XING.search(data, start, start + 64):
             size = struct.pack(">I", len(data) - start) if data[count.start(1) - 1] & 2 else b""
             return _patched(data, count.start(1), MANY + size)
         return Part(data, start, len(data), _counting_frame(data[start : start + 4]))
-    if data[:4] in (b"RIFF", b"RIFX") and (place := _unfilled_size(data)):
-        return _patched(data, place, b"\xff" * 4)
+    if data[:4] in (b"RIFF", b"RIFX"):
+        start, announced = _sound(data)
+        whole = int.from_bytes(data[4:8], "little" if data[:4] == b"RIFF" else "big") + 8
+        if start and not announced and whole != len(data):
+            return _patched(data, start - 4, b"\xff" * 4)
     return Part(data, 0, len(data))
+
+
+def missing(data: Bytes) -> str:
+    """Which sound a file announces and lacks, or has and is not heard; empty if none is known.
+
+    A cut WAV, AIFF or mp4 shows by the size of its sound, an MP3 by its count of bytes, Ogg by its last page; Matroska,
+    WebM and an MP3 without a count do not. A FLAC's count is in its `Part`; of joined ones only the first is heard.
+
+    Sources: as `open_ended`; RFC 3533, 6; AIFF 1.3, Sound Data Chunk; ISO 14496-12, 4.2; EBU Tech 3306, 3.5 (RF64)
+    """
+    start, announced = _after_tags(data), 0
+    if data[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
+        start, announced = _sound(data)
+        announced = announced if announced < OPEN_SIZE else 0
+    elif data[4:8] == b"ftyp":
+        start, announced = _last_box(data)
+    elif data[:4] == b"OggS":
+        for first, stop in _bounds(data):
+            last = data.rfind(b"OggS\0", first, stop)
+            if not int.from_bytes(data[last + 5 : last + 6], "big") & 4 or _page_end(data, last) > stop:
+                return "expected a last page of the Ogg stream, found none"
+    elif data[start : start + 4] == b"fLaC" and data.find(FLAC_FIRST, start + 4) > 0:
+        return "expected one FLAC file, found another behind it"
+    elif is_mpeg_audio(data[start : start + 4]) and (count := XING.search(data, start, start + 64)):
+        flags, place = data[count.start(1) - 1], count.end(1)
+        announced = int.from_bytes(data[place : place + 4], "big") if flags & 2 else 0
+    found = max(0, len(data) - start)
+    return f"expected {announced} bytes of sound as the header says, found {found}" * (announced > found + SLACK)
 
 
 def _patched(data: Bytes, place: int, new: bytes) -> Part:
@@ -133,15 +178,30 @@ def _counting_frame(header: bytes) -> bytes:
     return frame.ljust(factor * 64_000 // rate, b"\0")
 
 
-def _unfilled_size(data: Bytes) -> int:
-    """Where a WAV has the size of its sound, if that is 0 and the file's own size was not filled in either; else 0."""
-    header = struct.Struct("<4sI" if data[:4] == b"RIFF" else ">4sI")
+def _sound(data: Bytes) -> tuple[int, int]:
+    """Where the sound of a WAV or AIFF begins, and how many bytes it has as its chunk says; (0, 0) if there is none."""
+    header = struct.Struct(">4sI" if data[:4] in (b"RIFX", b"FORM") else "<4sI")
     position = 12
     for _ in range(MAX_CHUNKS):
         if position + 8 > len(data):
             break
         name, size = header.unpack_from(data, position)
-        if name == b"data":
-            return position + 4 if size == 0 and header.unpack_from(data)[1] + 8 != len(data) else 0
+        if name in (b"data", b"SSND"):
+            if data[:4] == b"RF64" and data[12:16] == b"ds64":
+                size = int.from_bytes(data[28:36], "little")
+            return position + 8, size
         position += 8 + size + size % 2
-    return 0
+    return 0, 0
+
+
+def _last_box(data: Bytes) -> tuple[int, int]:
+    """Where the last box of an mp4 begins, and its size as it says, if that is of sound (and pictures); else (0, 0)."""
+    start = 0
+    while start + 8 <= len(data):
+        size, name = struct.unpack_from(">I4s", data, start)
+        if size == 1:
+            size = int.from_bytes(data[start + 8 : start + 16], "big")
+        if size < 8 or start + size > len(data):
+            return (start, size) if name == b"mdat" else (0, 0)
+        start += size
+    return 0, 0

@@ -19,7 +19,7 @@ import soundfile
 import soxr
 
 from speech.audio import FULL_SCALE, SAMPLE_RATE, Waveform, from_pcm16
-from speech.containers import Bytes, Part, is_mpeg_audio, links, open_ended
+from speech.containers import Bytes, Part, is_mpeg_audio, links, missing, open_ended
 from speech.errors import AudioTooLong, DamagedWav, NotAWav, UnsupportedWav
 
 if TYPE_CHECKING:
@@ -64,9 +64,15 @@ def decode_blocks(
     """`decode_audio` block by block, for sound that is not to be in memory as a whole; raises as it goes."""
     kind = _kind(data)
     rate, blocks = _open_av(data, kind) if kind != "sndfile" else _open_soundfile(data)
-    for block in _resampled(_mono(blocks, rate, max_seconds, whole), rate):
+    for block in _resampled(_mono(_to_the_end(data, blocks), rate, max_seconds, whole), rate):
         samples = np.clip(np.rint(block * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
         yield from_pcm16(samples).samples
+
+
+def _to_the_end(data: Bytes, blocks: Iterator[Block]) -> Iterator[Block]:
+    yield from blocks
+    if problem := missing(data):
+        raise DamagedWav(problem)
 
 
 def resample(samples: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.float32]:
@@ -200,12 +206,18 @@ def _open_part(part: Part) -> _Sequential:
 def _read(file: _Sequential) -> Iterator[Block]:
     """Blocks, also the last one before a break: a read that fails loses what it was to give, so MP3 goes by frames."""
     per_block = BLOCK // MP3_FRAME if file.format == "MP3" else 1
-    problem = ""
+    announced, heard, problem = file.part.samples, 0, ""
 
     def parts() -> Iterator[Block]:
-        nonlocal problem
+        nonlocal heard, problem
+        size = BLOCK // per_block
         try:
-            while len(part := file.read(BLOCK // per_block, dtype="float32", always_2d=True)):
+            while True:
+                rest = announced - heard  # a read beyond it may fail, for tags
+                part = file.read(min(size, rest) if rest > 0 else size, dtype="float32", always_2d=True)
+                if not len(part):
+                    break
+                heard += len(part)
                 yield part
         except soundfile.LibsndfileError as error:
             problem = error.error_string
@@ -213,8 +225,10 @@ def _read(file: _Sequential) -> Iterator[Block]:
     reading = parts()
     while held := list(islice(reading, per_block)):
         yield np.concatenate(held) if len(held) > 1 else held[0]
-    if problem:
+    if problem and (heard != announced or not announced):
         raise DamagedWav(f"expected a file that can be decoded, found: {problem}")
+    if heard < announced:
+        raise DamagedWav(f"expected {announced} samples as the header says, found {heard}")
     if file.format == "MP3" and (left := file.part.left) > 0:
         raise DamagedWav(f"expected sound of one kind to the end, found {left} bytes that are not")
 

@@ -285,6 +285,8 @@ FILES = {  # 3 s of each
     "webm": encode("webm", "libopus", SOUND, 48000),
     "mp4": encode("mp4", "aac", SOUND, 48000),
 }
+RF64 = encode("RF64", "PCM_16", SOUND, 48000)
+ID3V1 = b"TAG" + bytes(125)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FILES if kind != "mp4"])
@@ -298,6 +300,51 @@ def test_a_break_is_logged(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING, "speech.formats"):
         decode_audio(FILES["flac"][: len(FILES["flac"]) // 2])
     assert "stopped after" in caplog.text
+
+
+def index_first(mp4: bytes) -> bytes:
+    """As for the web: the index (moov) before the sound (mdat)."""
+    moov = mp4[mp4.index(b"moov") - 4 :]
+    place, n = moov.index(b"stco") + 8, int.from_bytes(moov[moov.index(b"stco") + 8 :][:4], "big")
+    offsets = struct.unpack_from(f">{n}I", moov, place + 4)
+    moved = struct.pack(f">{n}I", *(offset + len(moov) for offset in offsets))
+    sound = mp4.index(b"mdat") - 4
+    return mp4[:sound] + moov[: place + 4] + moved + moov[place + 4 + 4 * n :] + mp4[sound : -len(moov)]
+
+
+WHOLE = {**{kind: data for kind, data in FILES.items() if kind not in ("webm", "mp4")}, "rf64": RF64,
+         "mp4, index first": index_first(FILES["mp4"])}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_what_is_cut_is_not_whole(kind: str, caplog: pytest.LogCaptureFixture):
+    data = WHOLE[kind]
+    for behind in (b"", ID3V1):
+        assert decode_audio(data + behind, whole=True).duration == pytest.approx(3, abs=0.05)
+    assert not caplog.text
+    frames = [at for at in range(len(data)) if data.startswith((b"OggS", b"\xff\xf8"), at)]  # pages of Ogg
+    for stop in [len(data) // 2, len(data) - 1000, *frames[-2:]]:
+        with pytest.raises(DamagedWav, match="expected .*, found"):
+            decode_audio(data[:stop], whole=True)
+        caplog.clear()
+        assert decode_audio(data[:stop]).duration < 3
+        assert "decoding stopped after" in caplog.text
+
+
+@pytest.mark.parametrize("behind", [ID3V1, bytes(100), b"\xff\xf8" * 50], ids=["tag", "zeros", "frames"])
+def test_what_follows_a_flac_costs_none_of_its_sound(behind: bytes, caplog: pytest.LogCaptureFixture):
+    expected = decode_audio(FILES["flac"], whole=True).samples
+    assert np.array_equal(decode_audio(FILES["flac"] + behind, whole=True).samples, expected)
+    assert not caplog.text
+    with pytest.raises(DamagedWav, match="another behind it"):
+        decode_audio(FILES["flac"] * 2, whole=True)
+
+
+@pytest.mark.parametrize("size", [0, 0x7F000008, 0x7FFFF000, 2**31, 2**32 - 1])
+def test_a_wav_from_a_pipe_is_whole(size: int):
+    data, at = bytearray(FILES["wav"]), FILES["wav"].index(b"data")
+    data[4:8], data[at + 4 : at + 8] = struct.pack("<I", min(size + 36, 2**32 - 1)), struct.pack("<I", size)
+    assert decode_audio(bytes(data), whole=True).duration == pytest.approx(3, abs=0.01)
 
 
 def test_an_mp4_without_its_index_is_damaged():
@@ -358,7 +405,7 @@ def test_chunks_behind_no_sound_are_no_sound():
 MP3 = encode("MP3", "MPEG_LAYER_III", SOUND[:, :1], 48000)
 COUNT = MP3.index(b"Xing") + 8
 PLAIN = MP3[MP3.index(MP3[:2], COUNT) :]  # without the frame that counts the others
-ID3V1, ID3V2 = b"TAG" + bytes(125), b"ID3\4\0\0\0\0\2\0" + b"\xff\xfb" * 128
+ID3V2 = b"ID3\4\0\0\0\0\2\0" + b"\xff\xfb" * 128
 
 
 @pytest.mark.parametrize("claimed", [0, 1, 4, 5, 50, 2**20, 2**32 - 1])

@@ -668,6 +668,22 @@ def test_training_hears_what_the_service_hears(tmp_path: Path, caplog: pytest.Lo
     assert "1 texts hold digits or letters that are not written, so spell them out: joined: b 2 you" in caplog.text
 
 
+def test_half_a_recording_is_not_learnt_with_its_whole_text(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    sound, rows = speak("abcdefgh" * 4, np.random.default_rng(0)), ["path,text"]
+    for kind in ("wav", "flac", "ogg", "mp3"):
+        soundfile.write(tmp_path / f"whole.{kind}", sound, RATE)
+        data = (tmp_path / f"whole.{kind}").read_bytes()
+        (tmp_path / f"half.{kind}").write_bytes(data[: len(data) // 2])
+        (tmp_path / f"tagged.{kind}").write_bytes(data + b"TAG" + bytes(125))  # ID3v1
+        rows += [f"{name}.{kind},a" for name in ("half", "whole", "tagged")]
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    clips = load_clips(read_utterances(tmp_path), tmp_path / "cache")
+    assert [clip.utterance.id for clip in clips] == ["whole", "tagged"] * 4
+    assert all(len(clip.samples) == pytest.approx(len(sound), abs=2000) for clip in clips)  # MP3 pads
+    assert all(f"half.{kind}: expected" in caplog.text for kind in ("wav", "flac", "ogg", "mp3"))
+    assert "4 of 12 recordings skipped" in caplog.text
+
+
 def test_a_cache_is_seen_when_it_is_whole(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def seen(path: Path) -> np.ndarray:
         assert not list(tmp_path.glob("*.int16"))

@@ -23,7 +23,7 @@ from speech.errors import AudioError
 from speech.features import FRAME_LENGTH, FRAME_STEP
 from speech.formats import decode_audio
 
-CACHE = 2  # its version: what is decoded otherwise is decoded anew
+CACHE = 3  # its version: what is decoded otherwise is decoded anew
 AHEAD = 64  # recordings that are decoded or waiting for it, and not yet written
 LIBRISPEECH = re.compile(r"LibriSpeech|(train|dev|test)-(clean|other)(-\d+)?")  # folders that it comes in
 
@@ -181,7 +181,7 @@ def load_audio(path: Path) -> np.ndarray:
     """Any recording that the service reads, as it hears it: int16 (n,) at 22050 Hz, channels averaged.
 
     Raises:
-        AudioError: it is none, or not all of it can be read; OSError.
+        AudioError: it is none, or not all of it is there and can be read; OSError.
     """
     return (decode_audio(path.read_bytes(), whole=True).samples * FULL_SCALE).astype(np.int16)
 
