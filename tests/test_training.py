@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ from training import ray_train
 from training.augment import Augmentation
 from training.average import main as average
 from training.dataset import Clip, Utterance, batches, load_audio, load_clips, read_lines, read_utterances, repeat
+from training.evaluate import main as evaluate
 from training.muon import Muon
 from training.publish import _commit, write_weights
 from training.publish import main as publish
@@ -691,7 +693,7 @@ def test_a_cache_is_seen_when_it_is_whole(corpus: Path, tmp_path: Path, monkeypa
 
     monkeypatch.setattr("training.dataset.load_audio", seen)
     assert load_clips(read_utterances(corpus), tmp_path)
-    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".int16", ".npy"]
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".int16", ".json"]
 
 
 def test_what_is_interrupted_leaves_nothing_in_the_cache(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -704,6 +706,102 @@ def test_what_is_interrupted_leaves_nothing_in_the_cache(corpus: Path, tmp_path:
     with pytest.raises(KeyboardInterrupt):
         load_clips(read_utterances(corpus), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def noises(folder: Path, *names: str) -> list[Utterance]:
+    """Recordings of half a second of noise, other noise for other names."""
+    for name in names:
+        sound = np.random.default_rng(int(name)).integers(-9999, 9999, 11025, np.int16)
+        if not (folder / f"{name}.wav").exists():
+            soundfile.write(folder / f"{name}.wav", sound, RATE)
+    return [Utterance(name, folder / f"{name}.wav", "a", "noises", "", "") for name in names]
+
+
+def heard(clips: list[Clip]) -> list[str]:
+    """Names of the clips, each checked to be its own noise."""
+    for clip in clips:
+        sound = np.random.default_rng(int(clip.utterance.id)).integers(-9999, 9999, 11025, np.int16)
+        assert np.array_equal(clip.samples, sound)
+    return [clip.utterance.id for clip in clips]
+
+
+def test_only_what_is_new_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    decoded: list[str] = []
+
+    def seen(path: Path) -> np.ndarray:
+        decoded.append(path.stem)
+        return load_audio(path)
+
+    monkeypatch.setattr("training.dataset.load_audio", seen)
+    cache = tmp_path / "cache"
+    monkeypatch.chdir(tmp_path)
+    for recordings, expected in [
+        (noises(tmp_path, "1", "2", "3", "2"), ["1", "2", "3"]),
+        (noises(Path(), "3", "1", "4"), ["4"]),  # another order, and the folder by another name
+        (noises(tmp_path, "4", "2"), []),
+    ]:
+        assert heard(load_clips(recordings, cache)) == [u.id for u in recordings]
+        assert sorted(decoded) == expected
+        decoded.clear()
+    os.utime(tmp_path / "2.wav", (0, 0))
+    assert heard(load_clips(noises(tmp_path, "1", "2"), cache)) == ["1", "2"]
+    assert decoded == ["2"]
+    assert sum(file.stat().st_size for file in cache.glob("*.int16")) == 5 * 2 * 11025
+
+
+def test_what_could_not_be_read_is_tried_again_and_named_again(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    recordings = noises(tmp_path, "1", "2")
+    (tmp_path / "2.wav").write_bytes(b"RIFF")
+    for _ in range(2):
+        assert heard(load_clips(recordings, tmp_path / "cache")) == ["1"]
+        assert "2.wav: expected" in caplog.text
+        caplog.clear()
+
+
+def test_several_that_start_at_once_share_a_cache(tmp_path: Path):
+    sets = [noises(tmp_path, *map(str, range(first, first + 40))) for first in (0, 0, 20, 40)]
+    with ThreadPoolExecutor(len(sets)) as pool:
+        found = list(pool.map(lambda recordings: heard(load_clips(recordings, tmp_path / "cache")), sets))
+    assert found == [[u.id for u in recordings] for recordings in sets]
+    assert heard(load_clips(sets[1] + sets[3], tmp_path / "cache")) == [u.id for u in sets[1] + sets[3]]
+    assert not list((tmp_path / "cache").glob("new-*"))
+
+
+def test_what_a_killed_process_left_is_neither_heard_nor_kept(tmp_path: Path):
+    recordings, cache = noises(tmp_path, "1", "2"), tmp_path / "cache"
+    code = (
+        "import sys, time; from pathlib import Path; from training import dataset\n"
+        "def slow(path, load=dataset.load_audio): return load(path) if path.stem == '1' else time.sleep(99)\n"
+        "dataset.load_audio = slow\n"
+        "dataset.load_clips(dataset.read_utterances(Path(sys.argv[1])), Path(sys.argv[1], 'cache'))"
+    )
+    (tmp_path / "manifest.csv").write_text("path,text\n1.wav,a\n2.wav,a\n")
+    running = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (left := list(cache.glob("new-*/samples"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.kill()
+    running.wait()
+    assert heard(load_clips(recordings, cache)) == ["1", "2"]
+    assert left[0].exists()  # for all that is known it is being written
+    os.utime(left[0], (0, 0))
+    assert heard(load_clips(noises(tmp_path, "1", "3"), cache)) == ["1", "3"]
+    assert not list(cache.glob("new-*"))
+
+
+@pytest.mark.parametrize("command", ["training.evaluate", "training.train"])
+def test_a_cache_that_cannot_be_written_is_named(
+    command: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Data").write_text("in the way")
+    evaluated = command == "training.evaluate"
+    with pytest.raises(SystemExit, match="1"):
+        evaluate(["model", str(corpus)]) if evaluated else main(["--data", str(corpus), "--out", "out"])
+    assert capsys.readouterr().err.endswith(
+        f"{command}: expected a folder that can be written as --cache, found Data/cache: Not a directory\n"
+    )
 
 
 def test_a_slow_recording_holds_up_the_rest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -756,7 +854,7 @@ def test_a_cache_that_was_not_written_to_its_end_is_made_again(damage: str, tmp_
         (clip,) = load_clips(read_utterances(tmp_path), cache)
         assert len(clip.samples) == 5000
         assert (np.asarray(clip.samples) == 16384).all()
-        (file,) = cache.glob("*.int16" if damage == "short" else "*.npy")
+        (file,) = cache.glob("*.int16" if damage == "short" else "*.json")
         os.truncate(file, 100 if damage == "short" else 0)
 
 

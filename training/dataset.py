@@ -2,16 +2,20 @@
 
 import csv
 import hashlib
+import json
 import logging
 import os
 import re
+import shutil
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TextIO
 
 import numpy as np
@@ -24,6 +28,7 @@ from speech.features import FRAME_LENGTH, FRAME_STEP
 from speech.formats import decode_audio
 
 CACHE = 3  # its version: what is decoded otherwise is decoded anew
+FORSAKEN = 86400  # seconds after which nobody writes on
 AHEAD = 64  # recordings that are decoded or waiting for it, and not yet written
 LIBRISPEECH = re.compile(r"LibriSpeech|(train|dev|test)-(clean|other)(-\d+)?")  # folders that it comes in
 
@@ -223,26 +228,25 @@ def _identity(path: Path) -> str:
 
 
 def load_clips(utterances: Sequence[Utterance], cache: Path) -> list[Clip]:
-    """Decode every recording once into one memory-mapped file under ``cache`` and give the clips.
+    """Decode the recordings that are not under ``cache`` yet, once, and give the clips, memory-mapped.
 
     A recording that cannot be read, is too short or has no text left is named in the log, counted and skipped.
+
+    Raises:
+        OSError: nothing can be written under ``cache``.
     """
-    names = "\n".join([f"{CACHE}", *(_identity(u.path) for u in utterances)])
-    key = hashlib.sha256(names.encode()).hexdigest()[:16]
-    cache.mkdir(parents=True, exist_ok=True)
-    data, index = cache / f"{key}.int16", cache / f"{key}.lengths.npy"
-    if not _is_whole(data, index):
-        _decode([u.path for u in utterances], data, index)
-    else:
-        for utterance, length in zip(utterances, np.load(index), strict=True):
-            if not length:
-                log.warning("skipped %s: it could not be read before (%s)", utterance.path, index)
-    lengths = np.load(index)
-    ends = np.cumsum(lengths)
-    audio = np.memmap(data, np.int16, "r") if lengths.sum() else np.empty(0, np.int16)
+    names = [_identity(u.path) for u in utterances]
+    known = _stored(cache)
+    if new := {name: u.path for name, u in zip(names, utterances, strict=True) if name not in known}:
+        try:
+            known |= _decode(new, cache)
+        except OSError as error:
+            said = f"expected a folder that can be written as --cache, found {cache}: {error.strerror or error}"
+            raise OSError(said) from error
+    nothing = np.empty(0, np.int16)
     clips = [
-        Clip(utterance, audio[end - length : end], normalise_text(utterance.text))
-        for utterance, length, end in zip(utterances, lengths, ends, strict=True)
+        Clip(utterance, known.get(name, nothing), normalise_text(utterance.text))
+        for name, utterance in zip(names, utterances, strict=True)
     ]
     lost = [clip for clip in clips if lost_characters(clip.utterance.text)]
     if lost:
@@ -257,23 +261,55 @@ def load_clips(utterances: Sequence[Utterance], cache: Path) -> list[Clip]:
     return good
 
 
-def _decode(paths: Sequence[Path], data: Path, index: Path) -> None:
-    """Write both files of the cache, each in one move: another process may do the same."""
-    lengths, new = [], [file.with_suffix(f".{os.getpid()}.npy") for file in (data, index)]
-    try:
-        with new[0].open("wb") as out:
-            for samples in tqdm(_load_all(paths), total=len(paths), desc="decoding", unit="clip"):
+def _stored(cache: Path) -> dict[str, np.ndarray]:
+    """The samples of all recordings under ``cache``, by their identities; what was not written to its end is none."""
+    known: dict[str, np.ndarray] = {}
+    for index in cache.glob(f"*.v{CACHE}.json"):
+        with suppress(OSError, ValueError):
+            known |= _read(index)
+    return known
+
+
+def _read(index: Path) -> dict[str, np.ndarray]:
+    """The samples of the recordings that one pair of files holds: their lengths, and all samples in the same order."""
+    lengths = json.loads(index.read_bytes())
+    audio, ends = np.asarray(np.memmap(index.with_suffix(".int16"), np.int16, "r")), np.cumsum([*lengths.values()])
+    if len(audio) != ends[-1]:
+        raise ValueError(f"expected {ends[-1]} samples beside {index}, found {len(audio)}")
+    return {name: audio[end - n : end] for (name, n), end in zip(lengths.items(), ends, strict=True)}
+
+
+def _decode(recordings: Mapping[str, Path], cache: Path) -> dict[str, np.ndarray]:
+    """Write what can be read of the recordings into a pair of files of its own, each in one move, the lengths last.
+
+    It is called by a sum of the lengths: another process that does the same at the same time writes the same.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    for left in cache.glob("new-*/samples"):  # by a process that was killed
+        with suppress(FileNotFoundError):  # or by one that is ready just now
+            if left.stat().st_mtime < time.time() - FORSAKEN:
+                shutil.rmtree(left.parent, ignore_errors=True)
+    lengths: dict[str, int] = {}
+    with TemporaryDirectory(prefix="new-", dir=cache) as folder:
+        data, index = Path(folder, "samples"), Path(folder, "lengths")
+        with data.open("wb") as out:
+            decoded = zip(recordings, _load_all([*recordings.values()]), strict=True)
+            for name, samples in tqdm(decoded, total=len(recordings), desc="decoding", unit="clip"):
                 if isinstance(samples, str):
                     log.warning("skipped %s", samples)
-                    samples = np.empty(0, np.int16)
-                out.write(samples.tobytes())
-                lengths.append(len(samples))
-        np.save(new[1], np.asarray(lengths, np.int64))
-        new[0].replace(data)
-        new[1].replace(index)
-    finally:
-        for file in new:
-            file.unlink(missing_ok=True)
+                else:
+                    out.write(samples.tobytes())
+                    lengths[name] = len(samples)
+            out.flush()
+            os.fsync(out.fileno())  # before there are lengths: a machine that stops leaves no zeros for sound
+        if not lengths:
+            return {}
+        written = json.dumps(lengths).encode()
+        index.write_bytes(written)
+        kept = cache / f"{hashlib.sha256(written).hexdigest()[:16]}.v{CACHE}.json"
+        data.replace(kept.with_suffix(".int16"))
+        index.replace(kept)
+    return _read(kept)
 
 
 def _load_all(paths: Sequence[Path]) -> Iterator[np.ndarray | str]:
@@ -286,14 +322,6 @@ def _load_all(paths: Sequence[Path]) -> Iterator[np.ndarray | str]:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def _is_whole(data: Path, index: Path) -> bool:
-    """Whether the cache was written to its end: the lengths come last, and the samples are as many as they say."""
-    try:
-        return data.stat().st_size == 2 * int(np.load(index).sum())
-    except (OSError, ValueError, EOFError):
-        return False
 
 
 def repeat(clips: Sequence[Clip], times: Mapping[str, float], rng: np.random.Generator) -> list[Clip]:
