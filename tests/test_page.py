@@ -425,6 +425,19 @@ def test_the_pictures_are_of_the_file_that_is_shown(page: Chrome):
     assert page.execute_script(at) == 0
 
 
+def test_the_pictures_are_of_all_channels(page: Chrome, tmp_path: Path):
+    sound, rate = soundfile.read(HELLO)
+    soundfile.write(tmp_path / "right.wav", np.stack([np.zeros_like(sound), sound], axis=1), rate)
+    choose(page, tmp_path / "right.wav")
+    wait(page, lambda: find(page, "#pictures").is_displayed())
+    width, painted = page.execute_script(
+        "const { width, height } = document.getElementById('waveform');"
+        "const { data } = document.getElementById('waveform').getContext('2d').getImageData(0, 0, width, height);"
+        "return [width, data.filter((value, i) => i % 4 === 3 && value).length]"
+    )
+    assert painted > 5 * width  # silence is a line
+
+
 def test_a_file_that_does_not_say_how_long_it_is_plays_from_where_it_is_clicked(page: Chrome):
     """As those are that browsers record."""
     page.execute_async_script(

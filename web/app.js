@@ -129,8 +129,8 @@ function draw() {
   follow();
   $("pictures").hidden = !unpacked;
   if (!unpacked) return;
-  drawWaveform($("waveform"), unpacked.getChannelData(0));
-  drawSpectrogram($("spectrogram"), unpacked.getChannelData(0));
+  drawWaveform($("waveform"), unpacked.samples);
+  drawSpectrogram($("spectrogram"), unpacked.samples);
 }
 new ResizeObserver(draw).observe($("player"));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
@@ -214,7 +214,7 @@ async function start() {
   const mine = turn, blocks = [], microphone = new Microphone(), early = [];
   let live = null;
   say("Starting …");
-  await admitted();
+  await admitted(working.signal);
   if (mine !== turn) return;
   const rate = await microphone.open((block) => {
     blocks.push(block);

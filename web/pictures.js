@@ -76,11 +76,14 @@ export function drawSpectrogram(canvas, samples) {
   draw.putImageData(image, 0, 0);
 }
 
-// The sound, mono, of a file of so many seconds; null if the browser cannot read it, or it is too much to be unpacked here.
+// Mono samples of a file of so many seconds, and how long it is; null if the browser cannot read it, or it is too much to be unpacked here.
 export async function decode(file, seconds) {
   if (file.size > LARGEST || (Number.isFinite(seconds) ? seconds > LONGEST : file.size > UNKNOWN)) return null;
   try {
-    return await new OfflineAudioContext(1, 1, 22050).decodeAudioData(await file.arrayBuffer());
+    const sound = await new OfflineAudioContext(1, 1, 22050).decodeAudioData(await file.arrayBuffer());
+    const channels = Array.from({ length: sound.numberOfChannels }, (_, i) => sound.getChannelData(i));
+    const mean = (_, i) => channels.reduce((sum, channel) => sum + channel[i], 0) / channels.length;
+    return { samples: channels.length > 1 ? channels[0].map(mean) : channels[0], duration: sound.duration };
   } catch {
     return null;
   }
