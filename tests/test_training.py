@@ -25,12 +25,13 @@ from speech.alphabet import Alphabet
 from speech.engine import computes_bfloat16
 from speech.errors import ModelMismatch
 from speech.formats import decode_audio
-from speech.model_card import read_card
+from speech.model_card import ModelCard, read_card, write_card
 from training import ray_train
 from training.augment import Augmentation
 from training.average import main as average
 from training.dataset import Clip, Utterance, batches, load_audio, load_clips, read_lines, read_utterances, repeat
 from training.evaluate import main as evaluate
+from training.history import more, of_model
 from training.muon import Muon
 from training.publish import _commit, write_weights
 from training.publish import main as publish
@@ -235,7 +236,9 @@ def test_a_run_learns_stops_goes_on_and_is_published(corpus: Path, tmp_path: Pat
     assert card.reduced_precision.get("clips", 0) == (len(dev) if computes_bfloat16() else 0)
     recipe = tmp_path / "tones" / "recipe.json"
     longest = sorted(clip.seconds for clip in load_splits([corpus], tmp_path / "cache")[0])[-3]
-    recipe.write_text(json.dumps({**json.loads(recipe.read_text()), "max_seconds": longest}))
+    recipe.write_text(
+        json.dumps({**json.loads(recipe.read_text()), "max_seconds": longest, "data": {}})
+    )  # an older one
     publish([str(tmp_path / "tones"), "--data", str(corpus), "--cache", str(tmp_path / "cache")])
     again = read_card(tmp_path / "tones").training
     assert again["command"] == card.training["command"]
@@ -269,11 +272,26 @@ def test_a_card_tells_of_all_runs_that_led_to_the_model(corpus: Path, tmp_path: 
         and "Not measured: " in text
         and "](" not in text.split("![")[0]
     )
-    average([str(first), str(tuned / "checkpoint.pt"), "--weights", "0.5", "0.5", "--out", str(both)])
+    average([str(first / "checkpoint.pt"), str(tuned / "checkpoint.pt"), "--weights", "0.5", "0.5", "--out", str(both)])
     publish([str(both), *mine, "--cache", str(tmp_path / "cache")])
     mean = read_card(both).training
     assert mean["command"].splitlines()[:3] == commands and "training.average" in mean["command"].splitlines()[3]
     assert (mean["data"], mean["steps"]) == (found["data"], found["steps"])
+
+
+def test_a_corpus_of_two_sources_is_credited_to_both():
+    heard = {"source": "Alice; CC BY", "clips": 3, "hours": 1.0}
+    both = more({"mine": heard, "a": heard}, {"mine": {"source": "Bob; CC0", "clips": 2, "hours": 0.5}})
+    assert both == {"a": heard, "mine": {**heard, "source": "Bob; CC0 / Alice; CC BY"}}
+    assert more(both, both) == both
+
+
+def test_a_converted_model_is_named_where_it_came_from(tmp_path: Path):
+    origin = {"file": "old.h5", "sha256": "abc"}
+    write_card(
+        ModelCard("x", Alphabet().characters, Alphabet().blank, 1, 8, {}, training={"converted_from": origin}), tmp_path
+    )
+    assert of_model(tmp_path) == {"command": "python -m training.convert    # old.h5, SHA-256 abc"}
 
 
 def test_resuming_restores_everything(corpus: Path, tmp_path: Path):
@@ -785,7 +803,8 @@ def test_what_a_killed_process_left_is_neither_heard_nor_kept(tmp_path: Path):
     running.wait()
     assert heard(load_clips(recordings, cache)) == ["1", "2"]
     assert left[0].exists()  # for all that is known it is being written
-    os.utime(left[0], (0, 0))
+    for file in (left[0], left[0].parent):
+        os.utime(file, (0, 0))
     assert heard(load_clips(noises(tmp_path, "1", "3"), cache)) == ["1", "3"]
     assert not list(cache.glob("new-*"))
 

@@ -88,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "progress" not in states[-1]:
             raise ValueError(f"expected a checkpoint as the last one, found the model {given.checkpoints[-1]}")
         network = mean([state["averaged"] for state in states], given.weights or [1 / len(states)] * len(states))
+        histories = [of_model(file) if file.is_dir() else of_run(file.parent) for file in given.checkpoints]
         given.out.mkdir(parents=True, exist_ok=True)
         torch.save({**states[-1], "network": network, "averaged": network}, out)
         last = given.checkpoints[-1].parent
@@ -95,7 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if (last / name).is_file():
                 shutil.copy(last / name, given.out / name)
         if (last / RECIPE).is_file():
-            histories = [of_model(file) if file.is_dir() else of_run(file.parent) for file in given.checkpoints]
             before = {**histories[-1], "command": lines(*(found.get("command", "") for found in histories)),
                       "data": reduce(more, (found.get("data", {}) for found in histories))}  # fmt: skip
             command = shlex.join(["python", "-m", "training.average", *(arguments or sys.argv[1:])])

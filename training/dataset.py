@@ -265,7 +265,7 @@ def _stored(cache: Path) -> dict[str, np.ndarray]:
     """The samples of all recordings under ``cache``, by their identities; what was not written to its end is none."""
     known: dict[str, np.ndarray] = {}
     for index in cache.glob(f"*.v{CACHE}.json"):
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, LookupError, AttributeError):
             known |= _read(index)
     return known
 
@@ -285,10 +285,10 @@ def _decode(recordings: Mapping[str, Path], cache: Path) -> dict[str, np.ndarray
     It is called by a sum of the lengths: another process that does the same at the same time writes the same.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    for left in cache.glob("new-*/samples"):  # by a process that was killed
-        with suppress(FileNotFoundError):  # or by one that is ready just now
-            if left.stat().st_mtime < time.time() - FORSAKEN:
-                shutil.rmtree(left.parent, ignore_errors=True)
+    for left in cache.glob("new-*"):  # by a process that was killed
+        with suppress(OSError):  # or by one that is ready just now
+            if max(file.stat().st_mtime for file in (left, *left.iterdir())) < time.time() - FORSAKEN:
+                shutil.rmtree(left, ignore_errors=True)
     lengths: dict[str, int] = {}
     with TemporaryDirectory(prefix="new-", dir=cache) as folder:
         data, index = Path(folder, "samples"), Path(folder, "lengths")

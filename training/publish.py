@@ -23,7 +23,7 @@ from training.command import one_line
 from training.dataset import Clip
 from training.evaluate import transcribe_clips
 from training.export import export, measure
-from training.history import RECIPE, SUMS, more, of_model, of_run
+from training.history import RECIPE, SUMS, credits, of_run
 from training.low_rank import factors, reduce
 from training.report import Groups, read_log, table
 from training.scores import by_corpus
@@ -33,7 +33,7 @@ log = logging.getLogger("training.publish")
 CARD_TEXT = """# {name}
 
 {rnn_layers} × {rnn_units} bidirectional GRU network (see `speech/model.py`), {millions:.1f} million weights, trained by
-this project. English, read speech; numbers in `card.json`.
+`training/` of this project; numbers in `card.json`.
 
 ## Data
 
@@ -56,17 +56,6 @@ that came with the shipped one.
 
 ![loss and error rates](curves.png)
 """
-
-ATTRIBUTION = {
-    "ljspeech": "The LJ Speech Dataset, Keith Ito and Linda Johnson, 2017; public domain",
-    "librispeech": "LibriSpeech, Panayotov et al., ICASSP 2015; CC BY 4.0",
-    "kathleen": "rhasspy/dataset-voice-kathleen; CC0",
-    "vctk": "VCTK, Yamagishi, Veaux and MacDonald; CC BY 4.0 / ODC-By",
-    "speechocean762": "speechocean762, Zhang et al., Interspeech 2021; free for commercial and non-commercial use",
-}
-
-OWN = "the trainer's own"
-CREDITS = 5  # of one corpus that are named
 
 RATES = """Greedy decoding through the service's own predictor, on clips that it was not trained on:
 
@@ -131,14 +120,6 @@ def _was_heard(clip: Clip, recipe: Mapping[str, Any]) -> bool:
     return clip.seconds <= recipe.get("max_seconds", math.inf) and times > 0
 
 
-def _credit(clips: Sequence[Clip], corpus: str) -> str:
-    """Whose a corpus is: as its makers ask, or else as the manifest says."""
-    known = (by for name, by in ATTRIBUTION.items() if corpus.lower().startswith(name))
-    said = sorted({clip.utterance.credit for clip in clips} - {""})
-    rest = f" and {len(said) - CREDITS} more" if len(said) > CREDITS else ""
-    return next(known, None) or " / ".join(said[:CREDITS]) + rest or OWN
-
-
 def _commit() -> str:
     command = ["git", "rev-parse", "--short", "HEAD"]
     try:
@@ -148,25 +129,14 @@ def _commit() -> str:
     return run.stdout.strip() or "unknown"
 
 
-def _facts(train: Sequence[Clip]) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    for corpus in sorted({clip.utterance.corpus for clip in train}):
-        clips = [clip for clip in train if clip.utterance.corpus == corpus]
-        facts[corpus] = {
-            "clips": len(clips),
-            "hours": round(sum(clip.seconds for clip in clips) / 3600, 2),
-            "source": _credit(clips, corpus),
-        }
-    return facts
-
-
 def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: str | None = None) -> Groups:
     """Write weights, export, card, picture and README of the run in ``folder``, and score it on ``dev``.
 
     What it began with is credited, too; ``command`` stands for the commands that the run remembers.
 
     Raises:
-        FileNotFoundError: what a run leaves is not all there; ValueError: no clips, or weights that are no numbers.
+        FileNotFoundError: what a run leaves is not all there; ValueError: no clips, weights that are no numbers,
+            or a damaged recipe.
     """
     import torch
 
@@ -175,8 +145,7 @@ def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: s
     if missing := [n for n in (RECIPE, "checkpoint.pt", "log.csv") if not (folder / n).is_file()]:
         raise FileNotFoundError(f"expected a run in {folder}, found no {', '.join(missing)}")
     recipe = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
-    history, own = of_run(folder), ("before", "command")
-    known = history.get("command") or of_model(folder).get("command", "python -m training.train")  # an older run's
+    history, own = of_run(folder), ("before", "command", "data")
     train = [clip for clip in train if _was_heard(clip, recipe)]
     if not train:
         raise ValueError("expected the clips that it was trained on, found none")
@@ -193,9 +162,9 @@ def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: s
     step, _, elapsed, heard, *_ = state["progress"]
     steps, hours, hours_heard = (history.get(name, 0) for name in SUMS)
     training = {
-        "command": command or known,
+        "command": command or history.get("command", "python -m training.train"),
         "recipe": {name: value for name, value in recipe.items() if name not in own},
-        "data": more(history.get("data", {}), _facts(train)),
+        "data": history.get("data") or credits(train),
         "steps": steps + step,
         "hours": round(hours + elapsed / 3600, 2),
         "hours_heard": round(hours_heard + heard / 3600, 1),

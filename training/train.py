@@ -39,7 +39,7 @@ from speech.model_card import CARD, LANGUAGE_MODEL, WEIGHTS, read_card
 from training.augment import Augmentation, add_arguments
 from training.command import one_line
 from training.dataset import Clip, batches, load_clips, read_utterances, repeat
-from training.history import RECIPE, lines, of_model
+from training.history import RECIPE, credits, lines, more, of_model
 from training.mmi import NBestMMI
 from training.muon import Muon
 from training.old_keras import read_layers, sizes_of
@@ -446,7 +446,7 @@ def _prepare(given: argparse.Namespace, command: str) -> tuple[Trainer, list[Cli
     device = given.device or workers.device(torch.cuda.device_count())
     trainer = Trainer(recipe, short, dev, given.out, workers, augmentation, curves, device, mmi)
     trainer.shortest_first = not given.init
-    file, before = given.out / RECIPE, {}
+    file, before, data = given.out / RECIPE, {}, credits(heard)
     if given.init and trainer.step == 0:
         trainer.start_from(given.init)
         before = of_model(given.init)
@@ -455,8 +455,10 @@ def _prepare(given: argparse.Namespace, command: str) -> tuple[Trainer, list[Cli
     if workers.rank == 0:
         if trainer.step and file.exists():
             last = json.loads(file.read_text(encoding="utf-8"))
-            before, command = last.get("before", {}), lines(last.get("command", ""), command)
-        written = {**asdict(recipe), "augmentation": asdict(augmentation), "command": command, "before": before}
+            before, data = last.get("before", {}), more(last.get("data", {}), data)
+            command = lines(last.get("command", ""), command)
+        written = {**asdict(recipe), "augmentation": asdict(augmentation)}
+        written |= {"command": command, "data": data, "before": before}
         file.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     return trainer, short, dev
 
