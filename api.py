@@ -64,6 +64,7 @@ NOT_READY = [
     (503, "NotReady", "expected a loaded model, found one that is still loading"),
     (503, "ModelNotFound", "expected a model in 'model1', found no card.json there"),
     (503, "ModelMismatch", "SHA-256 of model.keras: the card says 01ab…, the file has 9f3c…"),
+    (503, "ModelError", "the model could not be loaded"),
 ]
 SOUND_ERRORS = [  # of all that take a file
     (400, "DamagedWav", "expected 96000 bytes of sound as the header says, found 512"),

@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     @field_validator("log_folder")
     @classmethod
     def _home_is_known(cls, folder: Path) -> Path:
-        return folder.expanduser()
+        return Path(os.path.expanduser(folder))
 
     @property
     def key_list(self) -> list[str]:
@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     @property
     def model_folder(self) -> Path:
         """Where the model lies: ``model`` as a path if it has a separator, else a folder of Models/."""
-        given = Path(self.model).expanduser()
+        given = Path(os.path.expanduser(self.model))
         return given if given.name != self.model else ROOT / "Models" / self.model
 
 

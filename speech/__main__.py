@@ -30,7 +30,10 @@ from speech.streaming import is_steady, pieces
 from speech.subtitles import to_srt, to_vtt
 
 FORMATS = ("text", "json", "srt", "vtt")
-SUFFIXES = (".wav", ".wave", ".aif", ".aiff", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".webm")
+# fmt: off
+SUFFIXES = (".wav", ".wave", ".aif", ".aiff", ".flac", ".ogg", ".oga", ".opus", ".mp3",
+            ".m4a", ".mp4", ".webm", ".mkv", ".mov")
+# fmt: on
 STDIN = "-"
 BATCH = 4  # pieces of one file
 TRIES = 10  # with a server that says when to come back

@@ -21,7 +21,7 @@ OGG_FIRST = re.compile(rb"OggS\0[\2\3\6\7]")  # a page that begins a stream
 XING = re.compile(rb"(?:Xing|Info).{3}[\1\3\5\7\x09\x0b\x0d\x0f](.{4})", re.DOTALL)  # with a count of frames
 OPEN_SIZE = 0x7F000000  # bytes of sound, and more: what writers into a pipe say
 SLACK = 128  # bytes that a file may lack: some writers count a header or a tag as sound
-FLAC_FIRST = b"fLaC\0\0\0\x22"  # it, and the length of what it begins with
+FLAC_FIRST = re.compile(rb"fLaC[\0\x80]\0\0\x22")  # it, and the length of what it begins with
 MANY = struct.pack(">I", 2**31 - 1)  # frames
 LAYER3_RATES = (44100, 48000, 32000)  # Hz, of MPEG 1; halved in MPEG 2, and again in MPEG 2.5
 
@@ -142,7 +142,7 @@ def missing(data: Bytes) -> str:
             last = data.rfind(b"OggS\0", first, stop)
             if not int.from_bytes(data[last + 5 : last + 6], "big") & 4 or _page_end(data, last) > stop:
                 return "expected a last page of the Ogg stream, found none"
-    elif data[start : start + 4] == b"fLaC" and data.find(FLAC_FIRST, start + 4) > 0:
+    elif data[start : start + 4] == b"fLaC" and FLAC_FIRST.search(data, start + 4):
         return "expected one FLAC file, found another behind it"
     elif is_mpeg_audio(data[start : start + 4]) and (count := XING.search(data, start, start + 64)):
         flags, place = data[count.start(1) - 1], count.end(1)

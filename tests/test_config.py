@@ -39,6 +39,8 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("STT_LOG_FOLDER", "~/logs")
     assert Settings().model_folder == Path.home() / "models" / "mine"
     assert Settings().log_folder == Path.home() / "logs"
+    monkeypatch.setenv("STT_MODEL", "~nobody-by-that-name/mine")
+    assert Settings().model_folder == Path("~nobody-by-that-name/mine")
 
 
 @pytest.mark.parametrize(

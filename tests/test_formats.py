@@ -336,8 +336,21 @@ def test_what_follows_a_flac_costs_none_of_its_sound(behind: bytes, caplog: pyte
     expected = decode_audio(FILES["flac"], whole=True).samples
     assert np.array_equal(decode_audio(FILES["flac"] + behind, whole=True).samples, expected)
     assert not caplog.text
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_of_joined_flacs_it_is_said_that_only_the_first_is_heard(bare: bool):
+    """Whether the second has tags and the like, or nothing but what a FLAC must have."""
+    second = FILES["flac"]
+    if bare:
+        place, last = 4, 0
+        while not last:
+            last, size = second[place] & 0x80, int.from_bytes(second[place + 1 : place + 4], "big")
+            place += 4 + size
+        second = b"fLaC\x80\0\0\x22" + second[8:42] + second[place:]
+    assert len(decode_audio(second, whole=True).samples) == len(decode_audio(FILES["flac"]).samples)
     with pytest.raises(DamagedWav, match="another behind it"):
-        decode_audio(FILES["flac"] * 2, whole=True)
+        decode_audio(FILES["flac"] + second, whole=True)
 
 
 @pytest.mark.parametrize("size", [0, 0x7F000008, 0x7FFFF000, 2**31, 2**32 - 1])

@@ -143,7 +143,7 @@ def test_where_all_is_left_out_it_is_said_for_what(
     given = [part for option in options for part in (option, f"{tmp_path}/manifest.csv")]
     with pytest.raises(SystemExit, match="1"):
         main([f"{tmp_path}/text.txt", "--out", f"{tmp_path}/lm.npz", *given])
-    expected = f"expected texts that {' and '.join(options)} does not hold, found all 2 left out for it\n"
+    expected = f"expected texts that are not in {' or '.join(options)}, found all 2 of them there\n"
     assert capsys.readouterr().err.endswith(expected)
 
 

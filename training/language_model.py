@@ -266,8 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         spoken += held_out
         texts = [cleaned(line) for line in (without(lines, spoken) if spoken else lines)]
         if lines and not texts:
-            named = " and ".join(["--dev"] * bool(held_out) + ["--without"] * bool(given.without))
-            raise ValueError(f"expected texts that {named} does not hold, found all {len(lines)} left out for it")
+            named = " or ".join(["--dev"] * bool(held_out) + ["--without"] * bool(given.without))
+            raise ValueError(f"expected texts that are not in {named}, found all {len(lines)} of them there")
         prune = [given.prune[min(n, len(given.prune) - 1)] for n in range(given.order)]
         arrays = train(texts, given.order, prune, given.min_count)
         write(arrays, given.out)
