@@ -106,7 +106,7 @@ def test_a_missing_model_starts_and_says_how_to_get_one(settings: Settings, tmp_
         for response in (upload(client, GOOD), client.get("/readyz")):
             detail = failure(response, 503, "ModelNotFound")
             assert "card.json" in detail
-            assert "STT_MODEL" in detail
+            assert "Name one of them" in detail
             assert str(tmp_path) not in detail
         assert client.get("/healthz").json() == {"status": "ok"}
 

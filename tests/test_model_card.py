@@ -70,5 +70,5 @@ def test_a_card_of_other_types_is_refused(folder: Path, name: str, value: object
 
 
 def test_a_missing_folder_is_said_with_what_there_is(folder: Path):
-    with pytest.raises(ModelNotFound, match=r"'nothing'.*copy.*STT_MODEL"):
+    with pytest.raises(ModelNotFound, match=r"'nothing'.*copy.*Name one"):
         SpeechPredictor.load(folder.parent / "nothing")
