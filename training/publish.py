@@ -162,7 +162,7 @@ def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: s
     step, _, elapsed, heard, *_ = state["progress"]
     steps, hours, hours_heard = (history.get(name, 0) for name in SUMS)
     training = {
-        "command": command or history.get("command", "python -m training.train"),
+        "command": command or history.get("command") or "python -m training.train",
         "recipe": {name: value for name, value in recipe.items() if name not in own},
         "data": history.get("data") or credits(train),
         "steps": steps + step,
