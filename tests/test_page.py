@@ -209,6 +209,7 @@ def test_the_text_can_be_copied(page: Chrome, server: Process):
     assert (
         page.execute_async_script("navigator.clipboard.readText().then(arguments[0])") == ask(server, "text").text[:-1]
     )
+    wait(page, lambda: done(page))  # what was said before is said again
 
 
 def test_hot_words_count_for_text_and_downloads(page: Chrome, server: Process, tmp_path: Path):
@@ -529,6 +530,19 @@ def test_a_service_that_is_frozen_when_a_recording(page: Chrome, server: Process
     if when == "ends":  # the sound is kept
         find(page, "#error button").click()
         wait(page, lambda: done(page))
+
+
+def test_a_connection_that_breaks_amid_the_answer_is_told(page: Chrome):
+    page.execute_script(
+        "const ask = fetch; window.fetch = async (...what) => {"
+        "  const { status, headers } = await ask(...what);"
+        "  const broken = new ReadableStream({ start: (reader) => reader.error(new TypeError('network error')) });"
+        "  return new Response(broken, { status, headers });"
+        "}"
+    )
+    choose(page)
+    wait(page, lambda: find(page, "#error").text.startswith("The connection broke before the text was here."))
+    assert find(page, "#error button").text == "Try again"
 
 
 def test_a_service_that_is_frozen_gets_no_upload(page: Chrome, server: Process):

@@ -60,7 +60,7 @@ def lines(*commands: str) -> str:
     return "\n".join(dict.fromkeys(line for command in commands for line in command.splitlines()))
 
 
-def credits(clips: Sequence[Clip]) -> dict[str, Any]:
+def credits_of(clips: Sequence[Clip]) -> dict[str, Any]:
     """Facts of what is heard, by corpus: clips, hours and source (whom to credit, and the licence)."""
     facts: dict[str, Any] = {}
     for corpus in sorted({clip.utterance.corpus for clip in clips}):

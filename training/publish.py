@@ -23,7 +23,7 @@ from training.command import one_line
 from training.dataset import Clip
 from training.evaluate import transcribe_clips
 from training.export import export, measure
-from training.history import RECIPE, SUMS, credits, of_run
+from training.history import RECIPE, SUMS, credits_of, of_run
 from training.low_rank import factors, reduce
 from training.report import Groups, read_log, table
 from training.scores import by_corpus
@@ -164,7 +164,7 @@ def publish(folder: Path, train: Sequence[Clip], dev: Sequence[Clip], command: s
     training = {
         "command": command or history.get("command") or "python -m training.train",
         "recipe": {name: value for name, value in recipe.items() if name not in own},
-        "data": history.get("data") or credits(train),
+        "data": history.get("data") or credits_of(train),
         "steps": steps + step,
         "hours": round(hours + elapsed / 3600, 2),
         "hours_heard": round(hours_heard + heard / 3600, 1),

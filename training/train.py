@@ -39,7 +39,7 @@ from speech.model_card import CARD, LANGUAGE_MODEL, WEIGHTS, read_card
 from training.augment import Augmentation, add_arguments
 from training.command import one_line
 from training.dataset import Clip, batches, load_clips, read_utterances, repeat
-from training.history import RECIPE, credits, lines, more, of_model
+from training.history import RECIPE, credits_of, lines, more, of_model
 from training.mmi import NBestMMI
 from training.muon import Muon
 from training.old_keras import read_layers, sizes_of
@@ -446,7 +446,7 @@ def _prepare(given: argparse.Namespace, command: str) -> tuple[Trainer, list[Cli
     device = given.device or workers.device(torch.cuda.device_count())
     trainer = Trainer(recipe, short, dev, given.out, workers, augmentation, curves, device, mmi)
     trainer.shortest_first = not given.init
-    file, before, data = given.out / RECIPE, {}, credits(heard)
+    file, before, data = given.out / RECIPE, {}, credits_of(heard)
     if given.init and trainer.step == 0:
         trainer.start_from(given.init)
         before = of_model(given.init)

@@ -309,7 +309,9 @@ function copyFromAField(value) { // pages that come by http have no clipboard
 $("copy").onclick = async () => {
   try {
     await (navigator.clipboard ? navigator.clipboard.writeText(text()) : copyFromAField(text()));
+    const before = $("status").textContent;
     say("Copied.");
+    setTimeout(() => { if ($("status").textContent === "Copied.") say(before); }, 2000);
   } catch {
     fail(new Error("The browser did not let the page copy; save the text as .txt instead."));
   }

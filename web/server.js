@@ -62,7 +62,8 @@ export async function transcribe(file, hotWords, signal) {
   form.append("hotwords", hotWords);
   for (const kind of ["word", "segment"]) form.append("timestamp_granularities[]", kind);
   try {
-    return await (await ask("v1/audio/transcriptions", { method: "POST", body: form, signal })).text();
+    const response = await ask("v1/audio/transcriptions", { method: "POST", body: form, signal });
+    return await response.text().catch(() => { throw new Failure("The connection broke before the text was here."); });
   } catch (error) {
     if (error.status !== 413) throw error;
     const size = (file.size / 1e6).toFixed(1);
