@@ -30,7 +30,7 @@ LARGE = 6_000  # frames of a batch, padding included; what a larger one needed i
 ROUND = 64
 SETUPS = 100  # of operators for a length, that OpenVINO keeps; its 5000 would be gigabytes
 
-M_ARENA_MAX = -8  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 MAX_WER_CHANGE = 0.2  # points of word error rate that bfloat16 may cost
 
@@ -46,8 +46,11 @@ def give_back_memory() -> None:
 
 def share_memory() -> None:
     """Let threads share two heaps of the C library instead of eight for each core, each of which keeps what it ever
-    held (https://man7.org/linux/man-pages/man3/mallopt.3.html)."""
+    held, and keep blocks of 4 MB and more out of them, which small ones that stay would hold in place
+    (https://man7.org/linux/man-pages/man3/mallopt.3.html)."""
     _glibc("mallopt", M_ARENA_MAX, 2)
+    _glibc("mallopt", M_MMAP_THRESHOLD, 4 << 20)
+    _glibc("mallopt", M_TRIM_THRESHOLD, 64 << 20)  # as much as glibc chooses by itself
 
 
 def _glibc(name: str, *arguments: int) -> None:
