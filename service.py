@@ -147,13 +147,15 @@ class Service:
         await asyncio.wait((asyncio.wrap_future(self.start()),), timeout=self.settings.timeout)
         self.check_ready()
         assert self._batcher is not None
-        self._batcher.check_room()
-        if self._waiting_for_room.locked():
-            wait = self._batcher.seconds_to_wait
-            raise QueueFull("expected room in the queue, found files that were accepted before waiting for it", wait)
-        if (uploads := self.in_flight - self.streams) >= self.settings.max_uploads:
-            wait = self._batcher.seconds_to_wait
-            raise QueueFull(f"expected at most {self.settings.max_uploads} uploads at once, found {uploads}", wait)
+        try:
+            self._batcher.check_room()
+            if self._waiting_for_room.locked():
+                raise QueueFull("expected room in the queue, found files that were accepted before waiting for it")
+            if (uploads := self.in_flight - self.streams) >= self.settings.max_uploads:
+                raise QueueFull(f"expected at most {self.settings.max_uploads} uploads at once, found {uploads}")
+        except QueueFull as full:
+            full.retry_after = self._batcher.next_turn()
+            raise
 
     async def transcribe(self, file: BinaryIO, request: Request) -> Answer:
         """The answer to one uploaded file, which has arrived as a whole and may lie on the disk.

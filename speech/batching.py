@@ -20,6 +20,7 @@ LONG_SECONDS = 20.0  # a clip that lasts longer takes the second lane
 MAX_BATCH = 16  # clips
 MAX_BATCH_SECONDS = 40.0  # of a batch, padding included
 SIMILAR = 1.25  # longest over shortest clip of a batch: padding costs as much as sound
+MOST_WAITS = 4  # times as long as the queue needs: nobody is told to stay away for longer
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,6 +48,8 @@ class Batcher(Generic[T, R]):
         self._lanes: tuple[deque[_Waiting[T, R]], deque[_Waiting[T, R]]] = (deque(), deque())
         self._closed = False
         self._speed = 20.0  # seconds of audio per second, a moving average once batches have run
+        self._usual = 10.0  # seconds of an item, such an average too
+        self._last_turn = 0.0  # when the one who was sent away last may come back
         self.restarts = 0  # of worker threads that died
         self._threads = [
             threading.Thread(target=self._keep_working, args=(lane,), name=f"batcher-{i}", daemon=True)
@@ -66,6 +69,15 @@ class Batcher(Generic[T, R]):
         """Seconds until what waits now will have been run, from the measured speed; at least one."""
         with self._changed:
             return max(1.0, self.queued_seconds / self._speed)
+
+    def next_turn(self) -> float:
+        """Seconds after which one who is sent away now may find room: when what waits now will have been run, and what
+        others bring who were sent away before. Else all would come back at once, most of them in vain."""
+        with self._changed:
+            now, wait = time.monotonic(), self.seconds_to_wait
+            turn = max(now + wait, self._last_turn + self._usual / self._speed)
+            self._last_turn = min(turn, now + MOST_WAITS * wait)
+            return self._last_turn - now
 
     def check_room(self) -> None:
         """Raise QueueFull if the queue is full. It takes long items as readily as short ones, so the last one may
@@ -140,8 +152,10 @@ class Batcher(Generic[T, R]):
                 for waiting in batch:
                     self._serve([waiting])
             return
-        speed = sum(w.seconds for w in batch) / max(1e-6, time.perf_counter() - started)
+        seconds = sum(w.seconds for w in batch)
+        speed = seconds / max(1e-6, time.perf_counter() - started)
         self._speed += 0.1 * (speed - self._speed)
+        self._usual += 0.1 * (seconds / len(batch) - self._usual)
         for waiting, result in zip(batch, results, strict=True):
             waiting.future.set_result(result)
 

@@ -214,6 +214,19 @@ def test_closing_answers_what_was_accepted_and_takes_no_more():
     run(scenario)
 
 
+def test_who_is_sent_away_gets_a_turn_after_those_before():
+    async def scenario(recorder, batcher):
+        busy = await held(recorder, batcher)
+        tasks = await submitted(batcher, (1, 100.0))  # 5 s, until the speed has been measured, and half a second each
+        turns = [batcher.next_turn() for _ in range(99)]
+        assert turns[:4] == pytest.approx([5, 5.5, 6, 6.5], abs=0.2)
+        assert turns[-1] == pytest.approx(20, abs=0.2)  # four times the queue
+        recorder.go_on.set()
+        await asyncio.gather(*tasks, busy)
+
+    run(scenario)
+
+
 def test_the_wait_is_told_from_the_measured_speed():
     async def scenario(recorder, batcher):
         slowest = 0.0
