@@ -86,6 +86,13 @@ class Server:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
 
+    def stages(self) -> Counter[str]:
+        """Seconds of wall-clock time that batches took in each stage so far."""
+        found = re.findall(
+            r'^stt_stage_seconds_sum\{stage="(\w+)"\} (\S+)', httpx.get(f"{self.url}/metrics").text, re.M
+        )
+        return Counter({stage: float(seconds) for stage, seconds in found})
+
 
 async def hammer(
     url: str,
@@ -240,8 +247,12 @@ def main() -> None:
             ours_ten = [seconds_of(lambda: http.post(f"{server.url}/upload/", files={"file": body})) for _ in range(9)]
         memory = [server.memory()]
         rows = []
+        shares = {}
         for clients in given.clients:
+            before, began = server.stages(), time.perf_counter()
             rows.append(asyncio.run(hammer(server.url, clips, texts, clients, max(given.requests, 5 * clients))))
+            wall = time.perf_counter() - began
+            shares[clients] = {name: seconds / wall for name, seconds in (server.stages() - before).items()}
             memory.append(server.memory())
         best = max(row["s of audio/s"] for row in rows)
         enough = min(row["clients"] for row in rows if row["s of audio/s"] > NEARLY * best)
@@ -257,6 +268,7 @@ def main() -> None:
         "where": {**where(), "threads": available_cores()},
         "stock_seconds_of_audio_per_second": stock_rate,
         "latency_of_10_s": latency,
+        "stages_share_of_time": shares,
         "memory_mb": memory,
         "goodput_under_overload": goodput,
     }
@@ -264,6 +276,9 @@ def main() -> None:
     print(f"the stock path, one clip at a time: {stock_rate:.1f} s of audio/s")
     print(f"one clip of 10 s: {1000 * latency['stock']:.0f} ms stock, {1000 * latency['over HTTP']:.0f} ms over HTTP, "
           f"ratio {latency['stock'] / latency['over HTTP']:.1f}")  # fmt: skip
+    for clients, share in shares.items():
+        parts = ", ".join(f"{name} {100 * value:.0f} %" for name, value in share.items())
+        print(f"of the time with {clients} clients: {parts}")
     print(f"goodput with ten times too many clients: {100 * goodput:.0f} % of the maximum")
     print("resident memory of the server, MB: " + ", ".join(f"{value:.0f}" for value in memory))
 
