@@ -88,9 +88,8 @@ class Server:
 
     def stages(self) -> Counter[str]:
         """Seconds of wall-clock time that batches took in each stage so far."""
-        found = re.findall(
-            r'^stt_stage_seconds_sum\{stage="(\w+)"\} (\S+)', httpx.get(f"{self.url}/metrics").text, re.M
-        )
+        text = httpx.get(f"{self.url}/metrics").text
+        found = re.findall(r'^stt_stage_seconds_sum\{stage="(\w+)"\} (\S+)', text, re.MULTILINE)
         return Counter({stage: float(seconds) for stage, seconds in found})
 
 
@@ -249,10 +248,10 @@ def main() -> None:
         rows = []
         shares = {}
         for clients in given.clients:
-            before, began = server.stages(), time.perf_counter()
+            stages, began = server.stages(), time.perf_counter()
             rows.append(asyncio.run(hammer(server.url, clips, texts, clients, max(given.requests, 5 * clients))))
             wall = time.perf_counter() - began
-            shares[clients] = {name: seconds / wall for name, seconds in (server.stages() - before).items()}
+            shares[clients] = {name: seconds / wall for name, seconds in (server.stages() - stages).items()}
             memory.append(server.memory())
         best = max(row["s of audio/s"] for row in rows)
         enough = min(row["clients"] for row in rows if row["s of audio/s"] > NEARLY * best)
