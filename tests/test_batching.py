@@ -219,8 +219,8 @@ def test_who_is_sent_away_gets_a_turn_after_those_before():
         busy = await held(recorder, batcher)
         tasks = await submitted(batcher, (1, 100.0))  # 5 s, until the speed has been measured, and half a second each
         turns = [batcher.next_turn() for _ in range(99)]
-        assert turns[:4] == pytest.approx([5, 5.5, 6, 6.5], abs=0.2)
-        assert turns[-1] == pytest.approx(20, abs=0.2)  # four times the queue
+        assert turns[:4] == pytest.approx([5, 5.5, 6, 6.5], abs=0.4)
+        assert turns[-1] == pytest.approx(20, abs=0.4)  # four times the queue
         recorder.go_on.set()
         await asyncio.gather(*tasks, busy)
 
