@@ -4,6 +4,7 @@ Keras' own ``predict``, in float32, is one of them. Labels less likely than e⁻
 cannot hold some of them.
 """
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -41,10 +42,9 @@ def main() -> None:
     keras.config.set_dtype_policy("float64")
     double = build_model(card.rnn_layers, card.rnn_units, card.alphabet.size)
     double.set_weights([weights.astype(np.float64) for weights in single.get_weights()])
-    engines = {
-        "onnx": load_engine(card, given.model, "onnx")[1],
-        "openvino in float32": load_openvino(card, given.model, available_cores(), "f32"),
-    }
+    engines = {"onnx": load_engine(card, given.model, "onnx")[1]}
+    if importlib.util.find_spec("openvino"):
+        engines["openvino in float32"] = load_openvino(card, given.model, available_cores(), "f32")
     errors: dict[str, list[npt.NDArray[np.float64]]] = {"keras predict": [], **{name: [] for name in engines}}
     for index in tqdm(chosen, unit="clip"):
         frames = spectrogram(from_pcm16(clips[index].samples)).frames

@@ -59,6 +59,21 @@ def run(scenario: Callable[[Service], Any], settings: Settings, engine: FakeEngi
     asyncio.run(main())
 
 
+def test_each_who_is_refused_is_told_a_later_turn(settings: Settings):
+    async def scenario(service: Service) -> None:
+        waits = []
+        service.in_flight += 1
+        for _ in range(5):
+            with pytest.raises(QueueFull) as refused:
+                await service.check_room()
+            waits.append(refused.value.retry_after)
+        service.in_flight -= 1
+        assert waits == sorted(waits)
+        assert waits[0] + 1 < waits[-1] < 5
+
+    run(scenario, settings, max_uploads=1)
+
+
 def test_live_streams_take_no_places_of_uploads(settings: Settings):
     async def scenario(service: Service) -> None:
         with service.stream():
